@@ -1,0 +1,53 @@
+# Everything runs in .venv, with the versions of constraints.txt.
+
+# The first of these that is Python 3.12 or newer.
+CANDIDATES := $(PYTHON) python3.12 python3.13 python3.14 python3 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
+FIND_PYTHON = for p in $(CANDIDATES); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo "$$p"; exit 0; }; done; \
+	echo "error: no Python 3.12 or newer found; install one, or run: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1
+
+BIN := .venv/bin
+RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
+
+.PHONY: demo test test-parity lint types check study tiny-lrm clean
+
+demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
+	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
+
+test: .venv/installed  ## The test suite.
+	$(BIN)/python -m pytest
+
+test-parity: .venv/parity  ## Agreement with transformers on PyTorch.
+	$(BIN)/python -m pytest -m parity -n 1
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/pyright
+
+check: lint types test  ## What to run before a commit.
+
+study: .venv/installed runs/tiny_lrm_seed1/model  ## The full study on the embedded model (hours).
+	$(RUN) scripts/study.py --config=configs/tiny_full.py --output=runs/tiny_full
+
+tiny-lrm: .venv/installed  ## Builds the embedded model from nothing (over an hour on 2 cores).
+	$(RUN) scripts/build_tiny_lrm.py --output=runs/tiny_lrm
+
+runs/tiny_lrm_seed1/model: | .venv/installed
+	$(RUN) scripts/build_tiny_lrm.py --seed=1 --output=runs/tiny_lrm_seed1
+
+.venv/bin/python:
+	@python=$$($(FIND_PYTHON)) && echo "using $$python" && "$$python" -m venv .venv
+
+.venv/installed: .venv/bin/python setup.py constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,eval,tensorboard]'
+	@touch $@
+
+.venv/parity: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

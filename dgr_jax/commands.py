@@ -1,0 +1,211 @@
+"""What the scripts call: read files, run one stage, write its directory with a manifest."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from etils import epath
+
+from dgr_jax.chat import ChatFormat
+from dgr_jax.engine import Decoding, Engine
+from dgr_jax.errors import UserError
+from dgr_jax.evaluation.judges import Judge
+from dgr_jax.evaluation.run import evaluate, summary_table
+from dgr_jax.evaluation.suites import Suite, load_suite
+from dgr_jax.models import ModelConfig, from_pretrained, save_pretrained
+from dgr_jax.models.weights import default_dtype, local_folder, read_config
+from dgr_jax.progress import Progress
+from dgr_jax.scoring import Scorer
+from dgr_jax.sft import SFTConfig, train, training_sequences
+from dgr_jax.sharding import mesh_or_none
+from dgr_jax.sources import load_source
+from dgr_jax.stage import Shards, Stage, fingerprint_model, fingerprint_rows, write_atomically
+from dgr_jax.traces import BadRows
+
+_SCORES_PER_SHARD = 1024
+
+
+def score(
+    *,
+    model: str,
+    source: str,
+    output: str,
+    dtype: str | None = None,
+    mesh: str = "auto",
+    seed: int = 0,
+    keep_tokens: bool = False,
+    max_length: int = 32_768,
+    tokens_per_batch: int = 8192,
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> str:
+    """Scores a file of traces into OUTPUT/scores.jsonl; resumes at the first shard that is not there.
+
+    Returns:
+      A summary for people.
+
+    Raises:
+      UserError: bad input, another run's output directory, an unwritable output.
+    """
+    bad_rows = BadRows()
+    traces = load_source(source, on_bad_row=on_bad_row, bad_rows=bad_rows)
+    if not traces:
+        raise UserError("there is nothing to score: the input has no rows")
+    folder = _model_folder(model)
+    stage = Stage.open(
+        output,
+        "score",
+        config={"keep_tokens": keep_tokens, "max_length": max_length, "dtype": dtype or default_dtype()},
+        inputs={"traces": fingerprint_rows(t.to_dict() for t in traces)},
+        model=fingerprint_model(folder),
+        seed=seed,
+    )
+    scores = stage.folder / "scores.jsonl"
+    if not stage.finished:
+        device_mesh = mesh_or_none(mesh)
+        scorer = Scorer.from_pretrained(
+            folder, mesh=device_mesh, dtype=dtype, tokens_per_batch=tokens_per_batch, max_length=max_length
+        )
+        shards = Shards(stage.folder, len(traces), _SCORES_PER_SHARD)
+        with Progress("score", len(traces)) as progress:
+            for rows in shards.missing():
+                found = scorer.score([traces[i] for i in rows], keep_tokens=keep_tokens)
+                shards.write(rows, (s.to_dict() for s in found))
+                progress.advance(len(rows))
+        write_atomically(scores, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in shards.read()))
+        stage.finish(rows=len(traces), skipped=len(bad_rows))
+        shards.remove()
+    rows = [json.loads(line) for line in scores.read_text().split("\n") if line]
+    lines = [bad_rows.summary()] if len(bad_rows) else []
+    for span in ("", "reasoning_", "answer_"):
+        tokens = sum(row[f"{span or 'n_'}tokens"] for row in rows)
+        nll = -sum(row[f"{span}log_prob"] for row in rows) / max(tokens, 1)
+        lines.append(f"{(span or 'response_')[:-1]:<10} {tokens:>10} tokens  {nll:8.4f} nats per token")
+    return "\n".join([f"{len(rows)} traces scored", *lines, f"scores: {scores}"])
+
+
+def sft(
+    *,
+    model: str,
+    source: str,
+    output: str,
+    recipe: Mapping[str, Any],
+    dtype: str | None = None,
+    mesh: str = "auto",
+    seed: int = 0,
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> str:
+    """Fine-tunes a model on a file of traces; the tuned model is OUTPUT/model, in Hugging Face format.
+
+    Returns:
+      A summary for people.
+
+    Raises:
+      UserError: bad input, another run's output directory, an unwritable output.
+    """
+    if "://" in output:
+        raise UserError(f"--output={output}: fine-tuning writes to a local folder; give one, and copy it afterwards")
+    bad_rows = BadRows()
+    traces = load_source(source, on_bad_row=on_bad_row, bad_rows=bad_rows)
+    folder = _model_folder(model)
+    settings: dict[str, Any] = {**recipe, "seed": seed, "compute_dtype": dtype or default_dtype()}
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(SFTConfig)}
+    if unknown:
+        raise UserError(f"--config: unknown field {min(unknown)!r}; the fields are those of dgr_jax.sft.SFTConfig")
+    config = SFTConfig(**settings)
+    stage = Stage.open(
+        output,
+        "sft",
+        config=dataclasses.asdict(config),
+        inputs={"traces": fingerprint_rows(t.to_dict() for t in traces)},
+        model=fingerprint_model(folder),
+        seed=seed,
+    )
+    exported = pathlib.Path(stage.folder) / "model"
+    if not stage.finished:
+        device_mesh = mesh_or_none(mesh)
+        sequences = training_sequences(traces, ChatFormat.from_pretrained(folder), config.row_length)
+        start = from_pretrained(folder, mesh=device_mesh, dtype=config.master_dtype)
+        tuned = train(start, sequences, config, mesh=device_mesh, folder=stage.folder).model
+        if not exported.exists():
+            save_pretrained(tuned, exported, dtype=_stored_dtype(folder), companions_from=folder)
+        stage.finish(rows=len(traces), targets=sum(s.targets for s in sequences), skipped=len(bad_rows))
+    metrics = [json.loads(line) for line in (stage.folder / "metrics.jsonl").read_text().split("\n") if line]
+    summary = f"{len(metrics)} steps, loss {metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}\nmodel: {exported}"
+    return f"{bad_rows.summary()}\n{summary}" if len(bad_rows) else summary
+
+
+def _model_folder(model: str) -> pathlib.Path:
+    """The model's folder; an architecture that cannot be loaded is refused before anything else is."""
+    folder = local_folder(model)
+    ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
+    return folder
+
+
+def _stored_dtype(folder: epath.PathLike) -> str:
+    """The dtype that the source model's config declares: a tuned model is stored as its base was."""
+    raw = json.loads((epath.Path(folder) / "config.json").read_text())
+    declared = raw.get("torch_dtype") or raw.get("dtype")
+    return declared if declared in ("float32", "bfloat16") else "bfloat16"
+
+
+def load_suites(specs: Sequence[str], limit: int = 0) -> list[Suite]:
+    """The suites of several specs (see `dgr_jax.evaluation.suites.load_suite`), each cut to `limit` items unless 0."""
+    suites = list(itertools.chain.from_iterable(load_suite(spec) for spec in specs))
+    return [dataclasses.replace(suite, items=suite.items[: limit or None]) for suite in suites]
+
+
+def evaluate_suites(
+    engine: Engine,
+    chat: ChatFormat,
+    suites: Sequence[Suite],
+    judge: Judge,
+    *,
+    output: str,
+    decoding: Decoding,
+    samples_per_item: int = 1,
+    seed: int = 0,
+    instruction: str = "",
+) -> str:
+    """Evaluates an engine on suites into OUTPUT/results.json and OUTPUT/samples.jsonl.
+
+    Args:
+      instruction: text put after every problem.
+
+    Returns:
+      A table for people.
+
+    Raises:
+      UserError: another run's output directory, an unwritable output.
+    """
+    config = {
+        "decoding": dataclasses.asdict(decoding),
+        "samples_per_item": samples_per_item,
+        "instruction": instruction,
+        "judge": judge.fingerprint,
+        "engine": {"name": engine.name, **engine.settings},
+    }
+    stage = Stage.open(
+        output,
+        "evaluate",
+        config=config,
+        inputs={s.name: fingerprint_rows(dataclasses.asdict(item) for item in s.items) for s in suites},
+        model=engine.fingerprint,
+        seed=seed,
+    )
+    if not stage.finished:
+        evaluate(
+            engine,
+            chat,
+            suites,
+            decoding=decoding,
+            samples_per_item=samples_per_item,
+            seed=seed,
+            judge=judge,
+            output_dir=stage.folder,
+            instructions=dict.fromkeys(("reasoning", "math"), instruction) if instruction else None,
+        )
+        stage.finish(**{s.name: len(s.items) for s in suites})
+    return summary_table(json.loads((stage.folder / "results.json").read_text()))

@@ -1,0 +1,76 @@
+"""What generates text: the interface behind which the built-in sampler and a server look alike."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt to answer.
+
+    Attributes:
+      id: names the row; with the seed and `attempt` it determines the row's random stream.
+      prompt: the user turn.
+      attempt: 0 for the first try.
+      system: optional system turn.
+    """
+
+    id: str
+    prompt: str
+    attempt: int = 0
+    system: str | None = None
+
+
+def row_digest(seed: int, id: str, attempt: int) -> bytes:
+    """What a row's random stream is made from: sha256 of (seed, id, attempt)."""
+    return hashlib.sha256(f"{seed}\0{id}\0{attempt}".encode()).digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How to decode. Temperature 0 is greedy; top_p 1 and top_k 0 switch their filters off."""
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    max_new_tokens: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One generated answer.
+
+    Attributes:
+      id, attempt: of its request.
+      text: with think tags, without the end token.
+      token_ids: generated tokens, the end token included; empty where a server does not tell.
+      truncated: stopped by max_new_tokens.
+      log_prob: sum over `token_ids` of their log-probability under the model at temperature 1, in nats, or None.
+    """
+
+    id: str
+    attempt: int
+    text: str
+    token_ids: tuple[int, ...]
+    truncated: bool
+    log_prob: float | None
+
+
+class Engine(Protocol):
+    """Anything that completes requests.
+
+    Attributes:
+      name: kind of engine, for records.
+      fingerprint: of the model.
+      settings: whatever else its outputs depend on, as JSON values.
+    """
+
+    name: str
+    fingerprint: str
+    settings: dict[str, Any]
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
+        """Completes requests, in any order. A row depends on (seed, id, attempt) alone, not on its neighbours."""
+        ...

@@ -1,0 +1,1 @@
+"""Evaluation: suites of prompts, graders of answers, judges of refusals, and intervals around their rates."""

@@ -1,0 +1,81 @@
+"""95 % intervals, each with the name of its method."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_Z = 1.959963984540054
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; `n` counts the independent items behind it."""
+
+    value: float
+    low: float
+    high: float
+    interval: str
+    n: int
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's score interval of a proportion (one sample per item).
+
+    Raises:
+      ValueError: n is not positive, or successes are not in [0, n].
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"wilson takes 0 <= successes <= n and n > 0, not {successes} of {n}")
+    p = successes / n
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    # Rounding must not leave the proportion itself outside.
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), "wilson", n)
+
+
+def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
+    """Rate over items with several samples each.
+
+    With one sample per item this is Wilson's interval. With more, samples of an item are not independent: Wilson's
+    interval is taken at the effective number of samples that the variance between items leaves (never fewer than one
+    per item).
+
+    Args:
+      per_item: outcomes of each item's samples, the same number for every item.
+    """
+    outcomes = np.asarray(per_item, np.float64)
+    items, samples = outcomes.shape
+    if samples == 1:
+        return wilson(int(outcomes.sum()), items)
+    p = outcomes.mean()
+    between = outcomes.mean(1).var(ddof=1) / items if items > 1 else 0.0
+    effective = p * (1 - p) / between if between > 0 else float(items)
+    effective = min(max(effective, items), items * samples)
+    rounded = max(1, round(effective))
+    centre = (p + _Z**2 / (2 * rounded)) / (1 + _Z**2 / rounded)
+    half = _Z / (1 + _Z**2 / rounded) * math.sqrt(p * (1 - p) / rounded + _Z**2 / (4 * rounded**2))
+    low, high = max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    return Interval(float(p), float(low), float(high), "wilson, effective n by item clusters", items)
+
+
+def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int) -> Interval:
+    """Percentile bootstrap over items of sum(numerators) / sum(denominators), such as nats per token.
+
+    Raises:
+      ValueError: no items, or different lengths.
+    """
+    if len(numerators) != len(denominators) or not numerators:
+        raise ValueError(f"bootstrap_ratio takes equal, non-empty lists, not {len(numerators)} and {len(denominators)}")
+    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    rng = np.random.default_rng(seed)
+    ratios = np.empty(_RESAMPLES)
+    for i in range(_RESAMPLES):
+        drawn = rng.integers(0, len(top), len(top))
+        ratios[i] = top[drawn].sum() / bottom[drawn].sum()
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return Interval(
+        float(top.sum() / bottom.sum()), float(low), float(high), "percentile bootstrap over rows", len(top)
+    )

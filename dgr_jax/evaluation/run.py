@@ -1,0 +1,172 @@
+"""Runs suites through an engine: generate, grade, aggregate, write."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from dgr_jax.chat import ChatFormat, Response
+from dgr_jax.engine import Completion, Decoding, Engine, Request
+from dgr_jax.errors import UserError
+from dgr_jax.evaluation.graders import grade_math, grade_number
+from dgr_jax.evaluation.intervals import proportion
+from dgr_jax.evaluation.judges import Judge
+from dgr_jax.evaluation.suites import Item, Suite
+from dgr_jax.stage import Shards, write_atomically, write_json
+
+_ANSWERS_PER_SHARD = 2048
+
+_METRICS: dict[str, dict[str, Callable[[str], bool]]] = {
+    "reasoning": {"reasoning_accuracy": lambda grade: grade == "correct"},
+    "math": {"reasoning_accuracy": lambda grade: grade == "correct"},
+    "harmful": {"harmful_rate": lambda grade: grade == "compliance", "other_rate": lambda grade: grade == "other"},
+    "benign": {"over_refusal_rate": lambda grade: grade == "refusal", "other_rate": lambda grade: grade == "other"},
+}
+"""Kind of suite -> metric -> whether a grade counts for it. Answers that neither refuse nor comply are "other"."""
+
+
+def evaluate(
+    engine: Engine,
+    chat: ChatFormat,
+    suites: Sequence[Suite],
+    *,
+    decoding: Decoding,
+    samples_per_item: int,
+    seed: int,
+    judge: Judge,
+    output_dir: epath.PathLike | None = None,
+    instructions: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluates.
+
+    Args:
+      engine: what answers.
+      chat: takes its text apart.
+      suites: what is asked.
+      decoding, seed: how it is answered.
+      samples_per_item: answers per prompt.
+      judge: of harmful and benign requests.
+      output_dir: receives results.json and samples.jsonl; a run that was stopped goes on.
+      instructions: kind of item -> text put after its prompts ("Put the final answer in \\boxed{}.").
+
+    Returns:
+      The rows of results.json: one per suite and metric, then one per group.
+
+    Raises:
+      UserError: two suites have the same name.
+    """
+    instructions = instructions or {}
+    names = [suite.name for suite in suites]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two suites are called {repeated[0]!r}; rename one of the files")
+    requests = [
+        Request(f"{suite.name}/{item.id}", _prompt(item, instructions), sample)
+        for suite in suites
+        for item in suite.items
+        for sample in range(samples_per_item)
+    ]
+    shards = Shards(epath.Path(output_dir), len(requests), _ANSWERS_PER_SHARD) if output_dir is not None else None
+    done = {(c.id, c.attempt): c for c in _complete(engine, requests, decoding, seed, shards)}
+    samples = [
+        _grade(suite, item, done[f"{suite.name}/{item.id}", sample], chat, judge, instructions)
+        for suite in suites
+        for item in suite.items
+        for sample in range(samples_per_item)
+    ]
+    about = {"samples_per_item": samples_per_item, "seed": seed, "decoding": dataclasses.asdict(decoding)}
+    rows = [row | about for suite in suites for row in _aggregate(suite, samples)]
+    if output_dir is not None and shards is not None:
+        folder = epath.Path(output_dir)
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        write_atomically(folder / "samples.jsonl", "".join(lines))
+        write_json(folder / "results.json", rows)
+        shards.remove()
+    return rows
+
+
+def _complete(
+    engine: Engine, requests: Sequence[Request], decoding: Decoding, seed: int, shards: Shards | None
+) -> Iterator[Completion]:
+    """Answers to all requests; with shards, those that an earlier run left are not asked for again."""
+    if shards is None:
+        yield from engine.generate(requests, decoding, seed=seed)
+        return
+    for rows in shards.missing():
+        found = engine.generate([requests[i] for i in rows], decoding, seed=seed)
+        shards.write(rows, [dataclasses.asdict(completion) for completion in found])
+    for record in shards.read():
+        yield Completion(**{**record, "token_ids": tuple(record["token_ids"])})
+
+
+def _prompt(item: Item, instructions: Mapping[str, str]) -> str:
+    suffix = instructions.get(item.kind)
+    return f"{item.prompt}\n\n{suffix}" if suffix else item.prompt
+
+
+def _grade(
+    suite: Suite,
+    item: Item,
+    completion: Completion,
+    chat: ChatFormat,
+    judge: Judge,
+    instructions: Mapping[str, str],
+) -> dict[str, Any]:
+    response = chat.parse(completion.text)
+    grade, reason = _verdict(item, completion, response, judge)
+    record = {
+        "suite": suite.name,
+        "id": item.id,
+        "sample": completion.attempt,
+        "group": item.meta.get("group"),
+        "prompt": _prompt(item, instructions),
+        "output": completion.text,
+        "grade": grade,
+        "reason": reason,
+        "truncated": completion.truncated,
+    }
+    if item.kind in ("harmful", "benign"):
+        # A model may comply in its thinking and refuse in its answer, or the reverse.
+        record["whole_output_grade"] = judge.judge(item.prompt, f"{response.reasoning}\n{response.answer}").verdict
+    return record
+
+
+def _verdict(item: Item, completion: Completion, response: Response, judge: Judge) -> tuple[str, str]:
+    if item.kind in ("harmful", "benign"):
+        judged = judge.judge(item.prompt, response.answer)
+        return judged.verdict, judged.reason
+    if completion.truncated:
+        return "wrong", "truncated"
+    if not response.closed:
+        return "wrong", "unclosed thinking"
+    grade = (grade_number if item.kind == "reasoning" else grade_math)(response.answer, item.reference)
+    return grade.value, grade.reason
+
+
+def _aggregate(suite: Suite, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    mine = [sample for sample in samples if sample["suite"] == suite.name]
+    groups = sorted({sample["group"] for sample in mine if sample["group"]})
+    rows = []
+    for group in [None, *(groups if len(groups) > 1 else [])]:
+        chosen = [sample for sample in mine if group is None or sample["group"] == group]
+        truncated = sum(sample["truncated"] for sample in chosen)
+        metrics = {**_METRICS[suite.kind], "truncation_rate": None}
+        for metric, counts in metrics.items():
+            per_item: dict[str, list[bool]] = collections.defaultdict(list)
+            for sample in chosen:
+                per_item[sample["id"]].append(counts(sample["grade"]) if counts else sample["truncated"])
+            row = {"suite": suite.name, "metric": metric, **dataclasses.asdict(proportion(list(per_item.values())))}
+            rows.append(row | {"truncated": truncated} | ({"group": group} if group else {}))
+    return rows
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Ungrouped rows as a text table."""
+    lines = [f"{'suite':<24} {'metric':<20} {'value':>7}  {'95 % interval':<16} {'items':>6}"]
+    for row in rows:
+        if not row.get("group"):
+            interval = f"{row['low']:.3f} - {row['high']:.3f}"
+            lines.append(f"{row['suite']:<24} {row['metric']:<20} {row['value']:>7.3f}  {interval:<16} {row['n']:>6}")
+    return "\n".join(lines)

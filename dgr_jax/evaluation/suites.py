@@ -1,0 +1,171 @@
+"""Suites: named sets of prompts with what is needed to grade their answers."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, get_args
+
+from etils import epath
+
+from dgr_jax.errors import UserError
+
+Kind = Literal["reasoning", "math", "harmful", "benign"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One prompt.
+
+    Attributes:
+      id: unique within its suite.
+      prompt: the user turn.
+      reference: the right answer of a problem; empty elsewhere.
+      kind: "reasoning" (graded by final number), "math" (by expression), "harmful" or "benign" (judged).
+      meta: "group" splits a suite's rates.
+    """
+
+    id: str
+    prompt: str
+    reference: str
+    kind: Kind
+    meta: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Items of one kind under one name."""
+
+    name: str
+    kind: Kind
+    items: list[Item]
+
+
+def load_suite(spec: str) -> list[Suite]:
+    """Loads suites.
+
+    Args:
+      spec: "NAME:PATH" with a name of `FORMATS`, or the path of a .jsonl file whose rows have `id`, `prompt`, `kind`
+        and, for problems, `reference`.
+
+    Raises:
+      UserError: an unknown name, or a bad row; the message names file, row and field.
+    """
+    name, _, path = spec.partition(":")
+    if name in FORMATS and path:
+        items = list(FORMATS[name](path))
+    elif spec.endswith(".jsonl"):
+        name, path = epath.Path(spec).stem, spec
+        items = list(_generic(spec))
+    else:
+        raise UserError(f"suite {spec!r}: give NAME:PATH with NAME one of {', '.join(FORMATS)}, or a .jsonl file")
+    if not items:
+        raise UserError(f"{path}: the suite is empty")
+    ids = [item.id for item in items]
+    if len(set(ids)) < len(ids):
+        again = next(id for number, id in enumerate(ids) if id in ids[:number])
+        raise UserError(f"{path}: id {again!r} occurs twice; an item's id must be unique")
+    suites: dict[Kind, list[Item]] = {}
+    for item in items:
+        suites.setdefault(item.kind, []).append(item)
+    if len(suites) == 1:
+        return [Suite(name, kind, group) for kind, group in suites.items()]
+    return [Suite(f"{name}_{kind}", kind, group) for kind, group in suites.items()]
+
+
+def _text(path: str) -> str:
+    try:
+        return epath.Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _json_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: a row must be a JSON object")
+            yield f"{path}:{number}", row
+
+
+def _json_list(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: must be a JSON list")
+    yield from ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = _text(path).removeprefix("\ufeff")  # spreadsheets write a byte order mark
+    try:
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1))
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV ({error})") from error
+
+
+def _field(row: dict[str, Any], name: str, where: str) -> str:
+    value = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: field {name!r} is missing or not a text")
+    return value
+
+
+def _gsm8k(path: str) -> Iterator[Item]:
+    for number, (where, row) in enumerate(_json_lines(path)):
+        answer = _field(row, "answer", where)
+        if "####" not in answer:
+            raise UserError(f"{where}: field 'answer' does not end in '#### N'")
+        yield Item(str(number), _field(row, "question", where), answer.rsplit("####", 1)[1].strip(), "reasoning", {})
+
+
+def _math500(path: str) -> Iterator[Item]:
+    for number, (where, row) in enumerate(_json_lines(path)):
+        meta = {"group": f"level {row['level']}"} if "level" in row else {}
+        id = str(row.get("unique_id", number))
+        yield Item(id, _field(row, "problem", where), _field(row, "answer", where), "math", meta)
+
+
+def _xstest(path: str) -> Iterator[Item]:
+    for where, row in _csv(path):
+        label = _field(row, "label", where)
+        if label not in ("safe", "unsafe"):
+            raise UserError(f"{where}: field 'label' is {label!r}; it must be safe or unsafe")
+        kind: Kind = "benign" if label == "safe" else "harmful"
+        yield Item(_field(row, "id", where), _field(row, "prompt", where), "", kind, {"group": row.get("type", "")})
+
+
+def _prompts(rows: Callable[[str], Iterable[tuple[str, dict[str, Any]]]], field: str, group: str):
+    def load(path: str) -> Iterator[Item]:
+        for number, (where, row) in enumerate(rows(path)):
+            yield Item(str(number), _field(row, field, where), "", "harmful", {"group": row.get(group) or "none"})
+
+    return load
+
+
+def _generic(path: str) -> Iterator[Item]:
+    for where, row in _json_lines(path):
+        kind: Any = row.get("kind")
+        if kind not in get_args(Kind):
+            raise UserError(f"{where}: field 'kind' is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
+        reference = _field(row, "reference", where) if kind in ("reasoning", "math") else ""
+        meta = {"group": row["group"]} if "group" in row else {}
+        yield Item(_field(row, "id", where), _field(row, "prompt", where), reference, kind, meta)
+
+
+FORMATS: dict[str, Callable[[str], Iterator[Item]]] = {
+    "gsm8k": _gsm8k,
+    "math500": _math500,
+    "xstest": _xstest,
+    "strongreject": _prompts(_csv, "forbidden_prompt", "category"),
+    "jailbreakbench": _prompts(_json_list, "instruction", "category"),
+    "simplesafetytests": _prompts(_csv, "prompts_final", "harm_area"),
+}
+"""Name -> reader of a published file format."""

@@ -1,0 +1,291 @@
+"""Weights in and out of Hugging Face folders, through the one table of `dgr_jax.models.parameters`.
+
+Loading streams: each device's slice of each parameter is read from the safetensors files that hold it, and nothing
+else. Only safetensors are read, never pickles.
+"""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dgr_jax.errors import UserError
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.parameters import ParameterSpec, parameter_specs
+from dgr_jax.sharding import parameter_sharding
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_COMPANIONS = (
+    "tokenizer",
+    "special_tokens_map",
+    "vocab",
+    "merges",
+    "added_tokens",
+    "chat_template",
+    "generation_config",
+)
+_DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+
+
+def local_folder(path_or_hub_id: str | pathlib.Path) -> pathlib.Path:
+    """The folder itself, or the local copy of a hub repository (weights as safetensors, never pickles).
+
+    Raises:
+      UserError: neither a folder nor a repository that can be had.
+    """
+    folder = pathlib.Path(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    name = str(path_or_hub_id)
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise UserError(
+            f"model folder {name} does not exist; give a Hugging Face folder or a hub id such as Qwen/Qwen3-0.6B"
+        )
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_DOWNLOADED))
+    except Exception as error:  # the hub client raises many kinds for "cannot be had"; all mean the same here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model {name}: no such folder, and the hub says: {reason}") from error
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The folder's config.json, parsed.
+
+    Raises:
+      UserError: it is absent or not JSON.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; {folder} is not a Hugging Face model folder") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: not a readable JSON file ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a JSON object; {folder} is not a Hugging Face model folder")
+    return config
+
+
+class TensorFiles:
+    """The tensors of a folder's safetensors files, by name; nothing is read until a slice is asked for."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._files: dict[str, Any] = {}
+        self.where = {name: file for name, file in _tensor_places(folder)}
+
+    def slices(self, name: str) -> Any:
+        """A lazily read tensor: index it to read, `.get_shape()` to look."""
+        return self._open(self.where[name]).get_slice(name)
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            try:
+                self._files[file] = safetensors.safe_open(self._folder / file, framework="numpy")
+            except (safetensors.SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{self._folder / file}: not a whole safetensors file ({error}); fetch it again"
+                ) from error
+        return self._files[file]
+
+
+def _tensor_places(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    if (folder / INDEX).exists():
+        try:
+            places = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise UserError(f"{folder / INDEX}: not a safetensors index ({error})") from error
+        shards = sorted(set(places.values()))
+        # A shard's name comes from a downloaded file: it must stay inside the folder.
+        unsafe = [s for s in shards if pathlib.PurePath(s).name != s]
+        if unsafe:
+            raise UserError(f"{folder / INDEX}: shard name {unsafe[0]!r} is not a plain file name")
+        missing = [s for s in shards if not (folder / s).exists()]
+        if missing:
+            raise UserError(
+                f"{folder}: missing {len(missing)} of {len(shards)} shards ({', '.join(missing)}); fetch them"
+            )
+        yield from places.items()
+    elif (folder / SINGLE).exists():
+        try:
+            with safetensors.safe_open(folder / SINGLE, framework="numpy") as file:
+                names = list(file.keys())
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{folder / SINGLE}: not a whole safetensors file ({error}); fetch it again") from error
+        yield from ((name, SINGLE) for name in names)
+    else:
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        hint = f"{pickles[0].name} is a pickle, which is never loaded; convert it" if pickles else "nothing to load"
+        raise UserError(f"{folder}: no {SINGLE} and no {INDEX} ({hint})")
+
+
+def _hf_names(spec: ParameterSpec) -> list[str]:
+    return [spec.hf_name.format(layer=i) for i in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
+
+
+def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> None:
+    """Compares every tensor's name and shape with the table; all problems in one line."""
+    problems = []
+    expected = {name: spec for spec in parameter_specs(config).values() for name in _hf_names(spec)}
+    for name, spec in expected.items():
+        if name not in files.where:
+            problems.append(f"{name} is missing")
+        elif tuple(shape := files.slices(name).get_shape()) != spec.hf_shape:
+            problems.append(f"{name} has shape {list(shape)} instead of {list(spec.hf_shape)}")
+    extra = sorted(files.where.keys() - expected.keys())
+    if config.tie_embeddings and "lm_head.weight" in extra:
+        extra.remove("lm_head.weight")
+        if not np.array_equal(files.slices("lm_head.weight")[:], files.slices("model.embed_tokens.weight")[:]):
+            problems.append("lm_head.weight differs from the embedding, but config.json says tie_word_embeddings")
+    # Buffers that old exporters wrote; they are functions of the config.
+    problems += [
+        f"{name} is not part of this architecture" for name in extra if not name.endswith("rotary_emb.inv_freq")
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{folder}: " + "; ".join(problems[:3]) + more)
+
+
+def _read(files: TensorFiles, spec: ParameterSpec, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+    """One device's slice of a parameter.
+
+    Each file dimension is a group of our dimensions of which only the first is ever cut (heads before head).
+    """
+    names = _hf_names(spec)
+    if spec.stacked:
+        names, index = names[index[0]], index[1:]
+    shape = spec.shape[1:] if spec.stacked else spec.shape
+    cuts, taken, dimension = [], [], 0
+    for size in spec.hf_shape:
+        start, stop, _ = index[dimension].indices(shape[dimension])
+        taken.append(stop - start)
+        inner = 1
+        covered, dimension = shape[dimension], dimension + 1
+        while covered < size:
+            inner *= shape[dimension]
+            covered *= shape[dimension]
+            taken.append(shape[dimension])
+            dimension += 1
+        cuts.append(slice(start * inner, stop * inner))
+    parts = [files.slices(name)[tuple(cuts)].reshape(taken).astype(dtype, copy=False) for name in names]
+    return np.stack(parts) if spec.stacked else parts[0]
+
+
+def default_dtype() -> str:
+    """Of weights and activations where nobody asks for another: float32 on CPU, bfloat16 on accelerators."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def from_pretrained(
+    path_or_hub_id: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
+) -> Decoder:
+    """Loads a decoder.
+
+    Args:
+      path_or_hub_id: a Hugging Face folder, or a hub id that is downloaded (safetensors only).
+      mesh: places every parameter by `dgr_jax.sharding`; each process reads only the bytes its devices need.
+      dtype: of the weights in memory; float32 on CPU and bfloat16 on accelerators by default.
+
+    Raises:
+      UserError: a missing folder, shard or tensor, a wrong shape, an unknown architecture or config key.
+    """
+    folder = local_folder(path_or_hub_id)
+    config = ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
+    files = TensorFiles(folder)
+    _check(files, config, folder)
+    target = jnp.dtype(dtype or default_dtype())
+    parameters = {}
+    for name, spec in parameter_specs(config).items():
+        if mesh is None:
+            parameters[name] = jnp.asarray(_read(files, spec, (slice(None),) * len(spec.shape), target))
+        else:
+            sharding = parameter_sharding(mesh, spec.axes, spec.shape)
+            parameters[name] = jax.make_array_from_callback(
+                spec.shape, sharding, lambda index, spec=spec: _read(files, spec, index or (), target)
+            )
+    return Decoder(config, parameters)
+
+
+def save_pretrained(
+    model: Decoder,
+    path: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    companions_from: str | pathlib.Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a Hugging Face folder that transformers and vLLM load unchanged.
+
+    Args:
+      model: the decoder.
+      path: the folder; it appears whole or not at all, and must not exist yet.
+      dtype: of the weights in the files; that of the model by default.
+      companions_from: model folder whose tokenizer, template and generation config are copied along.
+      max_shard_bytes: files are cut at this size; an index is written when there are several.
+
+    Raises:
+      UserError: the folder exists or cannot be written.
+    """
+    folder = pathlib.Path(path)
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another place for the model, or delete it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        target = jnp.dtype(dtype or model.dtype)
+        _write_tensors(model, partial, target, max_shard_bytes)
+        (partial / "config.json").write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
+        for file in pathlib.Path(companions_from).iterdir() if companions_from else ():
+            if file.is_file() and file.name.startswith(_COMPANIONS):
+                shutil.copy(file, partial / file.name)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write model folder {folder}: {error.strerror or error}; give a writable place"
+        ) from error
+
+
+def _tensors(model: Decoder, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    values = model.parameters()
+    for name, spec in parameter_specs(model.config).items():
+        for layer, hf_name in enumerate(_hf_names(spec)):
+            value = values[name][layer] if spec.stacked else values[name]
+            yield hf_name, np.asarray(value.astype(dtype)).reshape(spec.hf_shape)
+
+
+def _write_tensors(model: Decoder, folder: pathlib.Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:
+    sizes = {
+        name: int(np.prod(spec.hf_shape)) * dtype.itemsize
+        for spec in parameter_specs(model.config).values()
+        for name in _hf_names(spec)
+    }
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if groups[-1] and filled + size > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    count = len(groups)
+    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    tensors = _tensors(model, dtype)
+    for file, names in zip(files, groups, strict=True):
+        held = dict(next(tensors) for _ in names)
+        safetensors.numpy.save_file(held, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors leaves its files to their owner alone
+    if count > 1:
+        places = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,219 @@
+"""A study's report: report.md, a self-contained report.html, and the plots they show.
+
+Everything is computed from results.json and the metrics files that the study left; nothing is known here that is not
+written there.
+"""
+
+import base64
+import html
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from dgr_jax import plots
+from dgr_jax.filters import ACCEPTED, REJECT_REASONS
+from dgr_jax.stage import write_atomically
+
+_COLUMNS = (
+    ("reasoning_accuracy", "reasoning"),
+    ("harmful_rate", "harmful"),
+    ("over_refusal_rate", "over-refusal"),
+    ("shift_nll", "shift, nats/token"),
+)
+_SAME_ARM = ("model", "source", "kind", "rows", "benign", "learning_rate", "steps")
+
+
+def aggregate(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One record per arm: the run itself, or the mean over its seeds with their range as interval."""
+    arms: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        arms.setdefault(tuple(run.get(key) for key in _SAME_ARM), []).append(run)
+    return [_mean(group) for group in arms.values()]
+
+
+def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = dict(group[0])
+    merged["seeds"] = len(group)
+    if len(group) > 1:
+        for metric, _ in _COLUMNS:
+            if merged.get(metric):
+                values = [run[metric]["value"] for run in group]
+                merged[metric] = {
+                    "value": statistics.fmean(values),
+                    "low": min(values),
+                    "high": max(values),
+                    "interval": "range over seeds",
+                    "n": sum(run[metric]["n"] for run in group),
+                }
+    return merged
+
+
+def arm_title(arm: Mapping[str, Any]) -> str:
+    """Words for an arm: "DGR, 10 rows, lr 0.001"."""
+    if arm["kind"] == "base":
+        return "before alignment"
+    parts = [str(arm["kind"])]
+    parts += [f"{arm['rows']} rows"] if arm.get("rows") else []
+    parts += [] if arm.get("benign", True) else ["no benign rows"]
+    return ", ".join([*parts, f"lr {arm['learning_rate']:g}"])
+
+
+def _cell(number: Mapping[str, Any] | None) -> str:
+    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]" if number else "-"
+
+
+def _table_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    several = {key: len({arm.get(key) for arm in arms if arm["kind"] != "base"}) > 1 for key in ("model", "source")}
+    head = [key for key in ("model", "source") if several[key]] + ["arm"] + [title for _, title in _COLUMNS]
+    rows = [head]
+    for arm in arms:
+        start = [str(arm.get(key) or "-") for key in ("model", "source") if several[key]]
+        rows.append([*start, arm_title(arm), *(_cell(arm.get(metric)) for metric, _ in _COLUMNS)])
+    return rows
+
+
+def terminal_summary(results: Mapping[str, Any]) -> str:
+    """The three-number table as aligned text."""
+    rows = _table_rows(aggregate(results["runs"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Path:
+    """Writes report.md, report.html and the plots into a study's folder.
+
+    Args:
+      results: what `dgr_jax.study.Study.run` returned.
+      folder: the study's folder; training curves are read from its runs.
+
+    Returns:
+      The path of report.html.
+    """
+    place = epath.Path(folder)
+    arms = aggregate(results["runs"])
+    pictures = {name: caption for name, caption in plots.draw_all(results, arms, place) if caption}
+    sections = [_Table("Three numbers", _three_numbers_text(results, arms), _table_rows(arms))]
+    sections += [_Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
+    sections += [_Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
+    sections += [_acceptance(results["refinements"]), *_examples(results["refinements"]), _setup(results)]
+    markdown = f"# {results['title']}\n\n" + "\n\n".join(section.markdown() for section in sections) + "\n"
+    write_atomically(place / "report.md", markdown)
+    body = "\n".join(section.html(place) for section in sections)
+    page = _PAGE.format(title=html.escape(results["title"]), body=body)
+    write_atomically(place / "report.html", page)
+    return place / "report.html"
+
+
+_GROUPS_TEXT = (
+    "The same rates where it matters what the model has seen: problems by number of steps, requests by whether their "
+    "framing or harm category occurred in alignment data. Verb-target pairs are held out in all of them."
+)
+
+
+def _three_numbers_text(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> str:
+    sizes = ", ".join(f"{count} in {name}" for name, count in results["suites"].items())
+    seeds = max(arm["seeds"] for arm in arms)
+    basis = "each arm is one run: an illustration, not evidence" if seeds == 1 else f"means over up to {seeds} seeds"
+    return (
+        f"Rates with 95 % intervals (several seeds: their range); {basis}. Prompts: {sizes}; "
+        f"{results['samples_per_item']} answers each. Reasoning should stay up, the other two should be low; "
+        "answers that neither comply nor refuse count for neither."
+    )
+
+
+def _group_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    columns = sorted({(metric, group) for run in runs for metric, groups in run["groups"].items() for group in groups})
+    wanted = [(m, g) for m, g in columns if m in ("reasoning_accuracy", "harmful_rate")]
+    rows = [["run", *(group for _, group in wanted)]]
+    for run in runs:
+        cells = [run["groups"].get(metric, {}).get(group) for metric, group in wanted]
+        rows.append([run["name"], *(f"{cell['value']:.2f}" if cell else "-" for cell in cells)])
+    return rows
+
+
+def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> "_Table":
+    reasons = [r for r in (ACCEPTED, *REJECT_REASONS) if any(s["outcomes"].get(r) for s in refinements.values())]
+    rows = [["refinement", "rows", *reasons, "nats/token before", "after"]]
+    for name, summary in refinements.items():
+        counts = [f"{summary['outcomes'][reason]}" for reason in reasons]
+        rows.append(
+            [name, f"{summary['rows']}", *counts, f"{summary['nll_before']:.2f}", f"{summary['nll_after']:.2f}"]
+        )
+    meanings = "; ".join(f"{reason}: {REJECT_REASONS[reason]}" for reason in reasons if reason != ACCEPTED)
+    text = "Rewrites by outcome; a row that is not accepted keeps its original. " + (
+        meanings and f"Reasons: {meanings}."
+    )
+    return _Table("Acceptance by reason", text.strip(), rows)
+
+
+def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list["_Table"]:
+    tables = []
+    for name, summary in refinements.items():
+        rows = [["prompt", "original", "rewritten by the target"]]
+        rows += [
+            [e["prompt"], *(f"{e[side]['reasoning']} ⟶ {e[side]['answer']}" for side in ("before", "after"))]
+            for e in summary["examples_accepted"]
+        ]
+        for reason, shown in summary["examples"].items():
+            rows += [[example["prompt"], f"rejected: {reason}", example["output"]] for example in shown[:1]]
+        tables.append(_Table(f"Rewrites side by side: {name}", "Reasoning ⟶ answer.", rows))
+        if len(tables) == 4:
+            break
+    return tables
+
+
+def _setup(results: Mapping[str, Any]) -> "_Table":
+    rows = [["setting", "value"]]
+    rows += [[f"recipe.{key}", str(value)] for key, value in results["recipe"].items()]
+    rows += [[f"decoding.{key}", str(value)] for key, value in results["decoding"].items()]
+    text = "Each run's manifest.json has the command, versions, device and fingerprints."
+    return _Table("Setting", text, rows)
+
+
+class _Table:
+    def __init__(self, title: str, text: str, rows: list[list[str]]):
+        self.title, self.text, self.rows = title, text, rows
+
+    def markdown(self) -> str:
+        def line(row: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+
+        head = [line(self.rows[0]), "|" + " --- |" * len(self.rows[0])]
+        return "\n".join([f"## {self.title}", "", self.text, "", *head, *map(line, self.rows[1:])])
+
+    def html(self, folder: epath.Path) -> str:
+        def line(row: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+        body = "\n".join([line(self.rows[0], "th"), *(line(row, "td") for row in self.rows[1:])])
+        return f"<h2>{html.escape(self.title)}</h2><p>{html.escape(self.text)}</p><div><table>{body}</table></div>"
+
+
+class _Picture:
+    def __init__(self, title: str, caption: str, file: str):
+        self.title, self.caption, self.file = title, caption, file
+
+    def markdown(self) -> str:
+        return f"## {self.title}\n\n{self.caption}\n\n![{self.title}]({self.file})"
+
+    def html(self, folder: epath.Path) -> str:
+        data = base64.b64encode((folder / self.file).read_bytes()).decode()
+        picture = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{data}">'
+        return f"<h2>{html.escape(self.title)}</h2><p>{html.escape(self.caption)}</p>{picture}"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
+div {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: .85rem; }}
+th, td {{ text-align: left; vertical-align: top; padding: .3rem .7rem; border-bottom: 1px solid #ddd; }}
+th {{ border-bottom: 2px solid #888; }} img {{ max-width: 100%; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""

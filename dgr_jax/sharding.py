@@ -1,0 +1,93 @@
+"""Mesh and logical-axis rules: where every parameter and batch lives, in one small table."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dgr_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "embed": "fsdp",
+    "layers": None,
+    "head": None,
+    "norm": None,
+}
+"""Logical axis -> mesh axes. Norms are replicated: they are small, and every device needs them whole."""
+
+
+def make_mesh(text: str) -> Mesh:
+    """A mesh from a flag value.
+
+    Args:
+      text: "auto" (all devices on `fsdp`) or sizes such as "data=2,fsdp=4,tensor=1"; axes left out have size 1, and
+        one axis may be -1 for "whatever is left".
+
+    Raises:
+      UserError: an unknown axis, or sizes that do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
+    for part in ("fsdp=-1" if text == "auto" else text).split(","):
+        name, _, value = part.partition("=")
+        if name.strip() not in sizes or not value.strip().lstrip("-").isdigit():
+            raise UserError(f"--mesh: {part!r} is not one of {', '.join(f'{a}=N' for a in MESH_AXES)}, nor 'auto'")
+        sizes[name.strip()] = int(value)
+    if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+        raise UserError(f"--mesh: {text!r}: give sizes of 1 or more; one axis may be -1")
+    if -1 in sizes.values():
+        free = devices // -math.prod(sizes.values())
+        sizes = {name: free if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        product = " x ".join(f"{name}={size}" for name, size in sizes.items())
+        raise UserError(f"--mesh: {product} does not make the {devices} devices that JAX sees; change the sizes")
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_or_none(text: str) -> Mesh | None:
+    """`make_mesh`, but None where a single device makes a mesh pointless."""
+    return None if text == "auto" and jax.device_count() == 1 else make_mesh(text)
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """Logical axes -> mesh axes.
+
+    Raises:
+      ValueError: two dimensions ask for the same mesh axis.
+    """
+    spec = [RULES[axis] if axis is not None else None for axis in axes]
+    used = [name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
+    if len(used) != len(set(used)):
+        raise ValueError(f"logical axes {tuple(axes)} ask twice for the same mesh axis: {spec}")
+    return PartitionSpec(*spec)
+
+
+def parameter_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
+    """Sharding of a parameter. A dimension that its mesh axis does not divide is replicated (kv heads, usually)."""
+    spec = [
+        entry if entry is None or size % math.prod(mesh.shape[a] for a in _names(entry)) == 0 else None
+        for entry, size in zip(partition_spec(axes), shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Rows of a batch over `data` and `fsdp`, after `leading` unsharded dimensions."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["batch"]))
+
+
+def data_parallelism(mesh: Mesh | None) -> int:
+    """How many ways a batch is split: the number of rows must be a multiple of it."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry

@@ -1,0 +1,203 @@
+"""A stage: a pure function of (config, inputs, model) to a directory, with a manifest and exact resume.
+
+`Stage.open` compares what is asked with what the directory's manifest says was asked before, and refuses to mix the
+two. `Shards` keeps a stage's rows in files that are whole or absent, so that a kill costs at most one shard.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+from etils import epath
+
+from dgr_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+_IDENTITY = ("stage", "config", "inputs", "model", "seed")
+
+
+def write_atomically(path: epath.PathLike, text: str) -> None:
+    """Writes a text file that is either whole or not there (temporary name, then rename).
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    file = epath.Path(path)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}; give a writable --output") from error
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes JSON atomically, indented, keys in the given order."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def fingerprint_file(path: epath.PathLike) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_model(folder: epath.PathLike) -> str:
+    """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template."""
+    digest = hashlib.sha256()
+    for file in sorted(epath.Path(folder).iterdir(), key=lambda f: f.name):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and not file.is_dir():
+            digest.update(f"{file.name} {fingerprint_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 over JSON rows, for inputs that are in memory."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device of this process."""
+    import importlib.metadata
+
+    import jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": sys.version.split()[0], **versions},
+        "device": f"{jax.device_count()} x {device.platform} {device.device_kind}",
+    }
+
+
+@dataclasses.dataclass
+class Stage:
+    """An output directory that belongs to one configuration.
+
+    Attributes:
+      folder: the directory.
+      finished: the manifest says that everything is there; nothing needs to be run.
+      manifest: what will be (or was) written as manifest.json.
+    """
+
+    folder: epath.Path
+    finished: bool
+    manifest: dict[str, Any]
+    _begin: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(
+        cls,
+        folder: epath.PathLike,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        model: str | None,
+        seed: int,
+    ) -> Self:
+        """Begins or resumes a stage.
+
+        Args:
+          folder: output directory, made if absent.
+          name: the stage, such as "refine".
+          config: everything else that the result depends on; JSON values.
+          inputs: input name -> sha256.
+          model: sha256 of the model folder, or None where no model is used.
+          seed: the stage's seed.
+
+        Raises:
+          UserError: the directory holds another configuration's output (the message names the field), or cannot be
+            written.
+        """
+        path = epath.Path(folder)
+        asked = {"stage": name, "config": dict(config), "inputs": dict(inputs), "model": model, "seed": seed}
+        asked = json.loads(json.dumps(asked))
+        file = path / MANIFEST
+        if file.exists():
+            manifest = _read_manifest(file)
+            changed = [field for field in _IDENTITY if manifest.get(field) != asked[field]]
+            if not changed:
+                return cls(path, bool(manifest.get("finished")), manifest)
+            # A manifest alone is left by a call that failed before its first result: the corrected one may go on.
+            if manifest.get("finished") or any(other.name != MANIFEST for other in path.iterdir()):
+                difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
+                raise UserError(f"{file}: {difference}; choose another --output, or delete this one to start again")
+        manifest = asked | {"command": shlex.join(sys.argv), **environment(), "finished": False}
+        write_json(file, manifest)
+        return cls(path, False, manifest)
+
+    def finish(self, **counts: Any) -> None:
+        """Marks the directory whole and records counts and seconds (of this process; a resume counts its own)."""
+        self.manifest |= {"counts": counts, "seconds": round(time.monotonic() - self._begin, 1), "finished": True}
+        write_json(self.folder / MANIFEST, self.manifest)
+        self.finished = True
+
+
+def _read_manifest(file: epath.Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: not a manifest of a stage ({error}); choose another --output") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{file}: not a manifest of a stage; choose another --output")
+    return manifest
+
+
+def _first_difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                return _first_difference(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name} was {json.dumps(before)} and is now {json.dumps(now)}"
+
+
+class Shards:
+    """Rows of a stage in numbered files of equal size; each file is whole or absent.
+
+    Row i belongs to shard i // size whatever happens, so a resumed run knows what is left by looking at names.
+    """
+
+    def __init__(self, folder: epath.Path, total: int, size: int):
+        self._folder, self.total, self.size = folder / "parts", total, size
+
+    def missing(self) -> Iterator[range]:
+        """Row ranges that are still to be done, in order."""
+        present = {f.name for f in self._folder.iterdir()} if self._folder.exists() else set()
+        for start in range(0, self.total, self.size):
+            if self._name(start) not in present:
+                yield range(start, min(start + self.size, self.total))
+
+    def write(self, rows: range, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes one shard."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        assert len(lines) == len(rows), "a shard holds one record for each of its rows"
+        write_atomically(self._folder / self._name(rows.start), "".join(lines))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All records in row order; every shard must be there."""
+        for start in range(0, self.total, self.size):
+            for line in (self._folder / self._name(start)).read_text().removesuffix("\n").split("\n"):
+                yield json.loads(line)
+
+    def remove(self) -> None:
+        """Drops the shards, once their rows are in the stage's final file."""
+        if self._folder.exists():
+            self._folder.rmtree()
+
+    def _name(self, start: int) -> str:
+        return f"{start // self.size:06d}.jsonl"

@@ -1,0 +1,90 @@
+"""The dispatcher: checks arguments, picks an implementation."""
+
+from typing import Literal, overload
+
+import jax
+
+from dgr_kernels.attention import chunked, reference
+from dgr_kernels.attention.visibility import Visibility
+from dgr_kernels.dispatch import dispatch
+
+_IMPLEMENTATIONS = {"reference": reference.attention, "chunked": chunked.attention}
+
+LONGEST_PLAIN = 1024
+"""Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
+
+
+@overload
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+    return_log_sum_exp: Literal[False] = False,
+) -> jax.Array: ...
+@overload
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+    return_log_sum_exp: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+    return_log_sum_exp: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Softmax attention of each query over the keys that it may see.
+
+    Scores, softmax and log-sum-exp are float32 whatever the inputs. A query that sees no key yields zeros and a
+    log-sum-exp of -inf. Grouped queries: query head n uses kv head n // (N / K), never copied in memory.
+
+    Args:
+      q: [B, T, N, H].
+      k, v: [B, S, K, H] with S >= T and N a multiple of K.
+      visibility: of [B, T]; see `Visibility` for where a query stands when S > T.
+      scale: factor on the scores; 1 / sqrt(H) by default.
+      implementation: "reference" (plain XLA) or "chunked" (XLA, memory linear in S); None picks by length.
+      return_log_sum_exp: also return the log-sum-exp of the scaled scores, float32 [B, T, N].
+
+    Returns:
+      [B, T, N, H] in q's dtype, and the log-sum-exp if asked for.
+
+    Raises:
+      ValueError: shapes that do not fit each other; the message names the argument.
+      NotImplementedError: the named implementation cannot serve these arguments.
+    """
+    _check(q, k, v, visibility)
+    default = ("reference", "chunked") if k.shape[1] <= LONGEST_PLAIN else ("chunked", "reference")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, log_sum_exp = dispatch(_IMPLEMENTATIONS, implementation, default, q, k, v, visibility, scale=scale)
+    return (out, log_sum_exp) if return_log_sum_exp else out
+
+
+def _check(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> None:
+    if q.ndim != 4:
+        raise ValueError(f"q has shape {q.shape}; it must be [B, T, N, H]")
+    if k.ndim != 4 or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"k has shape {k.shape}; with q {q.shape} it must be [{q.shape[0]}, S, K, {q.shape[3]}]")
+    if v.shape != k.shape:
+        raise ValueError(f"v has shape {v.shape}; it must be that of k, {k.shape}")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"q has {q.shape[2]} heads, not a multiple of the {k.shape[2]} heads of k and v")
+    if k.shape[1] < q.shape[1]:
+        raise ValueError(f"k has {k.shape[1]} keys, fewer than the {q.shape[1]} queries of q")
+    for name in ("prefix_start", "prefix_end", "own_start"):
+        shape = getattr(visibility, name).shape
+        if shape != q.shape[:2]:
+            raise ValueError(f"visibility.{name} has shape {shape}; it must be [B, T] = {q.shape[:2]}")

@@ -1,0 +1,130 @@
+"""Prints the tokens of traces, coloured by span and with the loss mask: what is scored and trained on.
+
+    python scripts/show.py --model=DIR --input=traces.jsonl --limit=3
+    python scripts/show.py --model=Qwen/Qwen3-0.6B --input=star1:star1.json
+
+Colours on a terminal; markers where standard output is not one, or where NO_COLOR is set.
+"""
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from dgr_jax import cli
+
+if TYPE_CHECKING:
+    from dgr_jax.chat import ChatFormat, Rendered
+    from dgr_jax.traces import Trace
+
+cli.define_common_flags("model", "input", "on_bad_row", required=("model", "input"))
+flags.DEFINE_integer("limit", 3, "How many traces to print.", lower_bound=1)
+
+FLAGS = flags.FLAGS
+
+_RESET = "\033[0m"
+_WIDEST_CHARACTER = 4  # bytes of UTF-8, hence tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """How a span is shown; `in_loss` is the mask that scoring and training apply."""
+
+    name: str
+    in_loss: bool
+    shades: tuple[str, str]  # neighbouring tokens take turns, so that borders are seen
+
+
+SPANS = (
+    Span("prompt", False, ("\033[38;5;244m", "\033[38;5;250m")),
+    Span("reasoning", True, ("\033[30;48;5;117m", "\033[30;48;5;153m")),
+    Span("answer", True, ("\033[30;48;5;114m", "\033[30;48;5;157m")),
+)
+
+
+def legend(colour: bool) -> str:
+    """Explains colours, or markers."""
+    parts = []
+    for span in SPANS:
+        text = f"{span.name} ({'in the loss' if span.in_loss else 'no loss'})"
+        parts.append(f"{span.shades[0]} {text} {_RESET}" if colour else text)
+    how = "shades alternate by token" if colour else "tokens stand between ¦; [+] is in the loss, [-] is not"
+    return f"legend: {', '.join(parts)}; {how}; ⏎ is a line break inside a token"
+
+
+def show(trace: "Trace", chat: "ChatFormat", colour: bool) -> str:
+    """One trace as text for people."""
+    rendered = chat.render(trace)
+    counts = [stop - start for start, stop in _spans(rendered)]
+    in_loss = sum(count for count, span in zip(counts, SPANS, strict=True) if span.in_loss)
+    sizes = ", ".join(f"{span.name} {count}" for span, count in zip(SPANS, counts, strict=True))
+    label = trace.label or "no label"
+    lines = [
+        f"trace {printable(trace.id)}  source {printable(trace.source)}  {label}",
+        f"tokens: {sum(counts)} ({sizes}); in the loss: {in_loss}",
+    ]
+    for span, (start, stop) in zip(SPANS, _spans(rendered), strict=True):
+        pieces = list(_pieces(rendered.token_ids[start:stop].tolist(), chat))
+        if colour:
+            shaded = zip(pieces, itertools.cycle(span.shades))
+            lines.append("".join(shade + piece.replace("\n", f"{_RESET}\n{shade}") + _RESET for piece, shade in shaded))
+        else:
+            mark = "+" if span.in_loss else "-"
+            lines.append(f"[{mark}] {span.name}, {stop - start} tokens\n" + "¦".join(["", *pieces, ""]))
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Text that cannot move the cursor or change colours: control and invisible characters become escapes."""
+    shown = []
+    for character in text:
+        if character == "\n":
+            shown.append("⏎\n")
+        elif character.isprintable():
+            shown.append(character)
+        else:
+            shown.append(character.encode("unicode_escape").decode())
+    return "".join(shown)
+
+
+def _pieces(ids: Sequence[int], chat: "ChatFormat") -> Iterator[str]:
+    """Text of each token; tokens that are bytes of one character come as one piece, with their number."""
+    pending: list[int] = []
+    for id in ids:
+        pending.append(id)
+        text = chat.decode(pending)
+        if "�" not in text or len(pending) == _WIDEST_CHARACTER:
+            yield printable(text) + (f"({len(pending)} tokens)" if len(pending) > 1 else "")
+            pending = []
+    if pending:
+        yield printable(chat.decode(pending))
+
+
+def _spans(rendered: "Rendered") -> list[tuple[int, int]]:
+    return [getattr(rendered, span.name) for span in SPANS]
+
+
+def main(_: Sequence[str]) -> None:
+    from dgr_jax.chat import ChatFormat
+    from dgr_jax.sources import iter_source
+    from dgr_jax.traces import BadRows
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    bad_rows = BadRows()
+    # The input first: it is quick to fail, a tokenizer takes seconds to load.
+    source = iter_source(FLAGS.input, FLAGS.on_bad_row, bad_rows)
+    traces = list(itertools.islice(source, FLAGS.limit))
+    chat = ChatFormat.from_pretrained(FLAGS.model)
+    print(legend(colour))
+    for trace in traces:
+        print("\n" + show(trace, chat, colour))
+    if bad_rows:
+        print(bad_rows.summary(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,61 @@
+"""What `test_sharding` runs in a process that sees eight devices: each mesh's results, as JSON on the last line.
+
+python tests/eight_devices.py MODEL FOLDER
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from dgr_jax.engine import Decoding, Request
+from dgr_jax.models import from_pretrained, save_pretrained
+from dgr_jax.sampling import Sampler
+from dgr_jax.scoring import Scorer
+from dgr_jax.sft import SFTConfig, train, training_sequences
+from dgr_jax.sharding import make_mesh
+from dgr_jax.tiny_world.alignment import safety_rows
+
+MESHES = (None, "auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
+ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
+
+
+def main(model: pathlib.Path, folder: pathlib.Path) -> None:
+    results = {}
+    for text in MESHES:
+        mesh = make_mesh(text) if text else None
+        loaded = from_pretrained(model, mesh=mesh)
+        scorer = Scorer.from_pretrained(model, mesh=mesh, tokens_per_batch=2048)
+        sampler = Sampler(loaded, scorer.chat, mesh=mesh, batch_size=8, show_progress=False)
+        requests = [Request(row.id, row.prompt) for row in ROWS]
+        completions = sampler.generate(requests, Decoding(max_new_tokens=12), seed=0)
+        save_pretrained(loaded, folder / f"export-{text}")
+        results[str(text)] = {
+            "scores": [score.token_log_probs for score in scorer.score(ROWS, keep_tokens=True)],
+            "tokens": {c.id: c.token_ids for c in completions},
+            "losses": losses(model, folder / f"sft-{text}", scorer.chat, mesh),
+            "largest share": max(
+                np.prod(x.sharding.shard_shape(x.shape)) / x.size for x in jax.tree.leaves(loaded) if x.size > 1000
+            ),
+            "weights": (folder / f"export-{text}" / "model.safetensors").read_bytes().hex()[-4000:],
+        }
+    print(json.dumps(results))
+
+
+def losses(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> list[float]:
+    """Two runs into one folder: the second goes on from the first one's checkpoint, on the mesh."""
+    config = SFTConfig(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
+    sequences = training_sequences(ROWS, chat, config.row_length)
+    history = []
+    for steps in (2, 4):
+        # A constant rate, so that both runs have one schedule.
+        run = SFTConfig(**{**vars(config), "steps": steps, "final_fraction": 1.0})
+        history += train(from_pretrained(model, mesh=mesh), sequences, run, mesh=mesh, folder=folder).history
+    assert [row["step"] for row in history] == [0, 1, 2, 3]
+    return [row["loss"] for row in history]
+
+
+if __name__ == "__main__":
+    main(*map(pathlib.Path, sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""The decoder's own consistency; its agreement with transformers is in tests/parity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dgr_kernels.attention import Visibility
+
+from dgr_jax.models import KVCache, Llama3Scaling, ModelConfig, init_model
+from dgr_jax.models.decoder import inverse_frequencies
+from dgr_jax.models.parameters import parameter_specs
+
+CONFIG = ModelConfig("qwen3", 97, 32, 48, 3, 4, 2, 10, qk_norm=True, tie_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return init_model(CONFIG, 0)
+
+
+def draw_tokens(length, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 97, (1, length)), jnp.int32)
+
+
+def run_alone(model, tokens):
+    length = tokens.shape[1]
+    return model(tokens, jnp.arange(length)[None], Visibility.causal(1, length))[0]
+
+
+def test_packed_equals_alone(model):
+    first, second = draw_tokens(7, 1), draw_tokens(12, 2)
+    row = jnp.concatenate((first, second, jnp.zeros((1, 5), jnp.int32)), axis=1)
+    positions = jnp.concatenate((jnp.arange(7), jnp.arange(12), jnp.zeros(5, jnp.int32)))[None]
+    segment_ids = jnp.asarray(np.repeat([1, 2, 0], [7, 12, 5])[None])
+    hidden = model(row, positions, Visibility.packed(segment_ids))[0]
+    np.testing.assert_allclose(hidden[:7], run_alone(model, first), atol=1e-5)
+    np.testing.assert_allclose(hidden[7:19], run_alone(model, second), atol=1e-5)
+    assert np.isfinite(hidden).all()
+
+
+def test_cache_equals_no_cache(model):
+    tokens = draw_tokens(14)
+    whole = run_alone(model, tokens)
+    hidden, fresh = model.prefill(tokens[:, :9], jnp.arange(9)[None], Visibility.causal(1, 9))
+    np.testing.assert_allclose(hidden[0], whole[:9], atol=1e-5)
+    cache = KVCache.empty(CONFIG, 1, 20, "float32")
+    cache = KVCache(cache.k.at[:, :, :9].set(fresh.k), cache.v.at[:, :, :9].set(fresh.v))
+    for place in range(9, 14):
+        at = jnp.asarray([place])
+        visibility = Visibility.cached(at + 1, 20)
+        one, cache = model.extend(tokens[:, place : place + 1], at[:, None], visibility, cache, at)
+        np.testing.assert_allclose(one[0, 0], whole[place], atol=1e-5)
+
+
+def test_order_matters(model):
+    tokens = draw_tokens(6)
+    swapped = tokens[:, jnp.asarray([1, 0, 2, 3, 4, 5])]
+    assert np.abs(run_alone(model, tokens)[-1] - run_alone(model, swapped)[-1]).max() > 1e-3
+
+
+def test_remat_changes_no_gradient(model):
+    tokens = draw_tokens(8)
+
+    def loss(model, remat):
+        return jnp.sum(model(tokens, jnp.arange(8)[None], Visibility.causal(1, 8), remat=remat) ** 2)
+
+    plain, recomputed = (jax.tree.leaves(jax.grad(loss)(model, remat)) for remat in (False, True))
+    for a, b in zip(plain, recomputed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_compile_time_does_not_grow_with_depth():
+    """A deep model's program is one scanned layer: as long as that of a model three times less deep."""
+
+    def program_length(layers):
+        config = ModelConfig("qwen3", 97, 32, 48, layers, 4, 2, 8, qk_norm=True)
+        args = (init_model(config, 0), draw_tokens(8), jnp.arange(8)[None], Visibility.causal(1, 8))
+        return len(jax.jit(lambda m, *a: m(*a)).lower(*args).as_text())
+
+    assert program_length(36) < 1.1 * program_length(12)
+
+
+def test_llama3_scaling_by_its_definition():
+    config = ModelConfig(
+        "llama", 97, 32, 48, 1, 4, 4, 128, rope_theta=5e5, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    )
+    plain = 5e5 ** -(np.arange(0, 128, 2) / 128)
+    wavelength = 2 * np.pi / plain
+    scaled = np.asarray(inverse_frequencies(config), np.float64)
+    short, long = wavelength < 8192 / 4, wavelength > 8192
+    np.testing.assert_allclose(scaled[short], plain[short], rtol=1e-5)
+    np.testing.assert_allclose(scaled[long], plain[long] / 8, rtol=1e-5)
+    between = ~short & ~long
+    assert between.any()
+    assert ((scaled[between] < plain[between]) & (scaled[between] > plain[between] / 8)).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (ModelConfig("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, tie_embeddings=True, qk_norm=True), 596_049_920),
+        (ModelConfig("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, qk_norm=True), 8_190_735_360),
+        (ModelConfig("qwen2", 151936, 1536, 8960, 28, 12, 2, 128, qkv_bias=True), 1_777_088_000),
+        (ModelConfig("qwen2", 152064, 5120, 27648, 64, 40, 8, 128, qkv_bias=True), 32_763_876_352),
+        (ModelConfig("llama", 128256, 4096, 14336, 32, 32, 8, 128), 8_030_261_248),
+    ],
+    ids=["qwen3-0.6b", "qwen3-8b", "r1-qwen-1.5b", "r1-qwen-32b", "r1-llama-8b"],
+)
+def test_parameter_counts_of_the_target_models(config, count):
+    assert sum(int(np.prod(spec.shape)) for spec in parameter_specs(config).values()) == count

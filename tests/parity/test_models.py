@@ -1,0 +1,183 @@
+"""Live agreement with transformers on PyTorch: logits, greedy tokens and scores from the folders that we write."""
+
+import json
+import math
+import pathlib
+import random
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dgr_kernels.attention import Visibility
+
+from dgr_jax import commands
+from dgr_jax.engine import Decoding, Request
+from dgr_jax.models import Decoder, Llama3Scaling, ModelConfig, from_pretrained, save_pretrained
+from dgr_jax.models.parameters import parameter_specs
+from dgr_jax.sampling import Sampler
+from dgr_jax.tiny_world.alignment import problem_suite, safety_rows
+from dgr_jax.traces import write_traces
+
+pytestmark = pytest.mark.parity
+POSITIONS = 4096
+
+
+@pytest.fixture(scope="module")
+def torch():
+    module = pytest.importorskip("torch")
+    module.manual_seed(0)
+    return module
+
+
+def loud_model(config: ModelConfig, seed: int) -> Decoder:
+    """Weights of a size at which every part matters: logits of several nats, norms and biases that are not trivial."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for name, spec in parameter_specs(config).items():
+        drawn = rng.normal(size=spec.shape)
+        if spec.initial == "normal":
+            fan_in = config.hidden_size if "embed" in name else math.prod(spec.hf_shape[1:])
+            drawn *= (1.5 if "embed" in name else 1.0) / math.sqrt(fan_in)
+        else:
+            drawn = 0.3 * drawn + (spec.initial == "ones")
+        values[name] = jnp.asarray(drawn, jnp.float32)
+    return Decoder(config, values)
+
+
+def fuzzed(family: str, seed: int) -> ModelConfig:
+    """A small architecture with odd widths."""
+    rng = random.Random(f"{family}/{seed}")
+    kv_heads = rng.choice((1, 2, 3))
+    heads = kv_heads * rng.choice((1, 2, 5))
+    scaling = Llama3Scaling(rng.choice((4.0, 8.0, 32.0)), 1.0, rng.choice((2.0, 4.0)), rng.choice((512, 2048, 8192)))
+    return ModelConfig(
+        family,
+        vocab_size=rng.randint(90, 260),
+        # transformers wants Llama's width to be a multiple of its heads, whatever head_dim is
+        hidden_size=heads * rng.choice((7, 9, 13)) if family == "llama" else rng.choice((36, 40, 52, 66)),
+        intermediate_size=rng.randint(30, 90),
+        num_layers=rng.choice((2, 3)),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=rng.choice((6, 10, 16, 22)),
+        norm_eps=rng.choice((1e-5, 1e-6, 1e-3)),
+        rope_theta=rng.choice((1e4, 5e5, 1e6)),
+        rope_scaling=scaling if family == "llama" and seed else None,
+        tie_embeddings=bool(rng.getrandbits(1)),
+        qk_norm=family == "qwen3",
+        qkv_bias=family == "qwen2",
+        max_positions=POSITIONS,
+    )
+
+
+def assert_same_logits(torch, folder: pathlib.Path, length: int = POSITIONS) -> None:
+    import transformers
+
+    model = from_pretrained(folder, dtype="float32")
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, length))
+    hidden = model(jnp.asarray(tokens, jnp.int32), jnp.arange(length)[None], Visibility.causal(1, length))
+    ours = np.asarray(hidden[0] @ model.unembed_weight.T)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(tokens)).logits[0].numpy()
+    difference = np.abs(ours - expected)
+    assert expected.std() > 0.5, "logits too small to tell right from wrong"
+    assert difference.max() < 1e-4 and np.quantile(difference, 0.99) < 3e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_logits_of_fuzzed_architectures(torch, tmp_path, family, seed):
+    save_pretrained(loud_model(fuzzed(family, seed), seed), tmp_path / "model", max_shard_bytes=20_000)
+    assert_same_logits(torch, tmp_path / "model")
+
+
+def with_real_keys(raw: dict, folder: pathlib.Path, seed: int) -> pathlib.Path:
+    """A model whose config.json is a published one, made small; everything that could trip a reader stays."""
+    small = {"vocab_size": 151, "num_hidden_layers": 2, "intermediate_size": 58, "hidden_size": 64}
+    heads, kv_heads = raw["num_attention_heads"], raw["num_key_value_heads"]
+    group = heads // kv_heads
+    small |= {"num_key_value_heads": 2, "num_attention_heads": 2 * group}
+    if "head_dim" in raw:
+        small["head_dim"] = 12
+    elif raw["model_type"] != "qwen3":
+        small["hidden_size"] = 2 * group * 12
+    raw = {key: value for key, value in raw.items() if key not in ("eos_token_id", "bos_token_id", "pad_token_id")}
+    raw |= small
+    if "max_window_layers" in raw:
+        raw["max_window_layers"] = 2
+    save_pretrained(loud_model(ModelConfig.from_hf(raw), seed), folder)
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+PUBLISHED = (
+    "config_qwen3-32b.json",
+    "config_qwen3-8b.json",
+    "config_llama-3.1-8b-instruct.json",
+    "deepseek_r1_distill_qwen_32b/config.json",
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_logits_under_published_config_files(torch, tmp_path, dgr_data, name):
+    raw = json.loads((dgr_data / "models" / name).read_text())
+    assert_same_logits(torch, with_real_keys(raw, tmp_path / "model", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("deepseek_r1_distill_qwen_32b/config.json", {"rope_theta": 1e4, "tie_word_embeddings": False}),
+        ("deepseek_r1_distill_qwen_32b/config.json", {"rms_norm_eps": 1e-6, "tie_word_embeddings": True}),
+        ("config_qwen3-8b.json", {"tie_word_embeddings": True, "max_position_embeddings": 40_960}),
+        ("config_llama-3.1-8b-instruct.json", {"head_dim": 10}),
+    ],
+    ids=["r1-1.5b: untied, theta 1e4", "qwen2.5-1.5b: tied", "qwen3-0.6b", "llama with a head_dim of its own"],
+)
+def test_logits_of_the_small_models_traps(torch, tmp_path, dgr_data, name, changes):
+    raw = json.loads((dgr_data / "models" / name).read_text()) | changes
+    assert_same_logits(torch, with_real_keys(raw, tmp_path / "model", 2))
+
+
+def test_transformers_generates_the_same_greedy_tokens_from_our_export(torch, tmp_path, tiny_lrm):
+    import transformers
+
+    save_pretrained(from_pretrained(tiny_lrm), tmp_path / "model", companions_from=tiny_lrm)
+    sampler = Sampler.from_pretrained(tmp_path / "model", batch_size=4)
+    rows = safety_rows("r1_act", harmful=4, benign=2, seed=1)
+    prompts = [item.prompt for item in problem_suite(6, seed=1).items] + [row.prompt for row in rows]
+    requests = [Request(str(number), prompt) for number, prompt in enumerate(prompts)]
+    ours = {c.id: list(c.token_ids) for c in sampler.generate(requests, Decoding(0, max_new_tokens=80), seed=0)}
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert model.generation_config.eos_token_id is not None
+    for request in requests:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": request.prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        said = model.generate(**ids, do_sample=False, temperature=None, top_p=None, max_new_tokens=80)
+        assert said[0, ids["input_ids"].shape[1] :].tolist() == ours[request.id]
+
+
+def test_token_scores_are_transformers_log_softmax(torch, tmp_path, tiny_lrm):
+    import transformers
+
+    write_traces(tmp_path / "rows.jsonl", safety_rows("r1_act", harmful=12, benign=4, seed=2))
+    commands.score(
+        model=str(tiny_lrm), source=str(tmp_path / "rows.jsonl"), output=str(tmp_path / "scores"), keep_tokens=True
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lrm, dtype=torch.float32)
+    records = [json.loads(line) for line in (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()]
+    assert len(records) == 16
+    for record in records:
+        prompt, response = record["prompt_token_ids"], record["token_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.double().log_softmax(-1)[range(len(response)), response].numpy()
+        difference = np.abs(expected - record["token_log_probs"])
+        assert difference.max() < 1e-4 and np.quantile(difference, 0.99) < 2e-5
+        assert abs(expected.sum() - record["log_prob"]) < 1e-3

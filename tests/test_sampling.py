@@ -1,0 +1,120 @@
+"""A row's text depends on the seed and the row alone, and its tokens are those that the scorer finds likely."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgr_jax.engine import Decoding, Request
+from dgr_jax.errors import UserError
+from dgr_jax.packing import TokenSequence
+from dgr_jax.sampling import Sampler, pick_tokens
+from dgr_jax.scoring import Scorer
+
+DECODING = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=24)
+PROMPTS = ["How do I greet the nurse?", "What colour is the sky?", "Tom has 5 apples. " * 9, "Hello"]
+
+
+@pytest.fixture(scope="module")
+def sampler(random_model) -> Sampler:
+    return Sampler.from_pretrained(random_model, batch_size=4, show_progress=False)
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(f"row-{n}", PROMPTS[n % len(PROMPTS)], attempt=n % 3) for n in range(count)]
+
+
+def generate(sampler: Sampler, rows: list[Request], decoding: Decoding = DECODING, seed: int = 0) -> dict:
+    found = {(c.id, c.attempt): c for c in sampler.generate(rows, decoding, seed=seed)}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("decoding", [DECODING, Decoding(0.7, 0.9, 20, 24)])
+def test_a_row_does_not_depend_on_its_batch(sampler, decoding):
+    """Batches of 1, 4 and 10, any order, whoever is let in when: the same tokens for each row."""
+    rows = requests(15)
+    expected = generate(sampler, rows, decoding)
+    for batch_size, order in ((1, rows[:4]), (10, rows[::-1])):
+        other = Sampler(sampler.model, sampler.chat, batch_size=batch_size, show_progress=False)
+        for key, completion in generate(other, order, decoding).items():
+            assert completion.token_ids == expected[key].token_ids
+            assert completion.log_prob == pytest.approx(expected[key].log_prob, abs=1e-3)
+
+
+def test_seed_id_and_attempt_each_change_a_row(sampler):
+    base = Request("a", "Hello")
+    texts = [generate(sampler, [row], seed=seed) for row, seed in ((base, 0), (base, 1))]
+    texts += [generate(sampler, [row]) for row in (Request("b", "Hello"), Request("a", "Hello", 1))]
+    assert len({next(iter(t.values())).token_ids for t in texts}) == 4
+
+
+def test_the_scorer_agrees_with_what_was_generated(sampler):
+    """The cache's log-probabilities, summed while decoding, are those of one plain forward pass."""
+    scorer = Scorer(sampler.model, sampler.chat)
+    for (id, attempt), completion in generate(sampler, rows := requests(10)).items():
+        prompt = sampler.chat.prompt_ids(next(r.prompt for r in rows if (r.id, r.attempt) == (id, attempt)), None)
+        ids = np.asarray([*prompt, *completion.token_ids], np.int32)
+        (values,) = scorer.log_probs([TokenSequence(ids, np.arange(len(ids)) >= len(prompt))])
+        assert completion.log_prob == pytest.approx(float(values.sum()), abs=2e-4)
+
+
+def test_greedy_tokens_are_the_likeliest(sampler):
+    from dgr_kernels.attention import Visibility
+
+    (completion,) = generate(sampler, [Request("a", "Hello")], Decoding(0, max_new_tokens=12)).values()
+    prompt = sampler.chat.prompt_ids("Hello", None)
+    ids = jnp.asarray([[*prompt, *completion.token_ids]], jnp.int32)
+    T = ids.shape[1]
+    hidden = sampler.model(ids, jnp.arange(T)[None], Visibility.causal(1, T))
+    likeliest = jnp.argmax(hidden[0] @ sampler.model.unembed_weight.T, axis=-1)
+    np.testing.assert_array_equal(likeliest[len(prompt) - 1 : -1], completion.token_ids)
+
+
+def test_ends_and_truncation(sampler):
+    end = sampler.chat.eos_token_ids[0]
+    for completion in generate(sampler, requests(12), Decoding(1.5, 1.0, 0, 24)).values():
+        assert completion.truncated == (completion.token_ids[-1] not in sampler.chat.eos_token_ids)
+        assert end not in completion.token_ids[:-1]
+        assert len(completion.token_ids) == 24 or not completion.truncated
+
+
+def test_early_exit_stops_the_loop_long_before_the_limit(sampler):
+    """A model that ends at once is not decoded to the limit: the state it leaves says how far it went."""
+    eager = jax.tree.map(jnp.copy, sampler.model)
+    end = sampler.chat.eos_token_ids[0]
+    eager.embed[...] = eager.embed[...].at[end].set(50 * jnp.ones_like(eager.embed[end]))
+    quick = Sampler(eager, sampler.chat, batch_size=4, show_progress=False)
+    rows = generate(quick, requests(8), Decoding(0, max_new_tokens=400))
+    lengths = {len(c.token_ids) for c in rows.values()}
+    assert lengths == {1} or max(lengths) < 400
+
+
+@pytest.mark.parametrize(("top_p", "top_k", "kept"), [(1.0, 0, 5), (0.6, 0, 2), (0.05, 0, 1), (1.0, 3, 3), (0.6, 1, 1)])
+def test_top_p_and_top_k_draw_from_what_they_keep_in_proportion(top_p, top_k, kept):
+    probabilities = np.asarray([0.1, 0.4, 0.05, 0.15, 0.3])
+    order = np.argsort(-probabilities)
+    count = 20_000
+    uniform = (np.arange(count) + 0.5) / count
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (count, 5))
+    drawn = pick_tokens(logits, jnp.asarray(uniform, jnp.float32), temperature=1.0, top_p=top_p, top_k=top_k)
+    counts = collections.Counter(np.asarray(drawn).tolist())
+    assert set(counts) == set(order[:kept].tolist())
+    total = probabilities[order[:kept]].sum()
+    for token, times in counts.items():
+        assert times / count == pytest.approx(probabilities[token] / total, abs=2e-3)
+
+
+def test_temperature_sharpens(sampler):
+    probabilities = np.asarray([0.2, 0.8])
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (10_000, 2))
+    uniform = (jnp.arange(10_000) + 0.5) / 10_000
+    drawn = pick_tokens(logits, uniform, temperature=0.5, top_p=1.0, top_k=0)
+    assert float(jnp.mean(drawn)) == pytest.approx(0.8**2 / (0.8**2 + 0.2**2), abs=2e-3)
+
+
+def test_a_prompt_without_room_is_named(sampler):
+    with pytest.raises(UserError, match="row 'long': a prompt of .* positions"):
+        list(sampler.generate([Request("long", "word " * 600)], DECODING, seed=0))
