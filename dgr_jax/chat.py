@@ -15,6 +15,7 @@ refused with a `UserError`.
 import dataclasses
 import functools
 import json
+import os
 import re
 import tempfile
 import unicodedata
@@ -141,6 +142,8 @@ class ChatFormat:
         """
         with tempfile.TemporaryDirectory() as scratch:
             folder = _local_folder(str(model), scratch)
+            # At import it would advise PyTorch, which only models of its own need.
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             from transformers import AutoTokenizer  # seconds to import: a wrong path fails before
 
             try:

@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 from etils import epath
 from orbax import checkpoint as ocp
 
@@ -21,7 +22,9 @@ class CheckpointStore:
         self._folder = epath.Path(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
         try:
-            self._manager = ocp.CheckpointManager(self._folder.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(
+                self._folder.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+            )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error}; give a writable --output") from error
 
@@ -50,8 +53,18 @@ class CheckpointStore:
         Raises:
           UserError: the checkpoint does not fit `like`.
         """
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        except (ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"checkpoint {self._folder}/{step} does not fit this model: {reason}") from error
+        # Compared here, because Orbax would reshape or cast what does not fit, or fail with its own reads in flight.
+        saved, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {self._folder}/{step} does not fit this model: {name} is "
+                    f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; choose another --output"
+                )
+        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

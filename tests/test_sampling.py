@@ -1,6 +1,7 @@
 """A row's text depends on the seed and the row alone, and its tokens are those that the scorer finds likely."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,28 @@ def test_top_p_and_top_k_draw_from_what_they_keep_in_proportion(top_p, top_k, ke
     total = probabilities[order[:kept]].sum()
     for token, times in counts.items():
         assert times / count == pytest.approx(probabilities[token] / total, abs=2e-3)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.95, 0), (0.5, 0), (0.9, 40), (1.0, 7), (0.0, 0)])
+def test_only_the_nucleus_is_drawn_from(top_p, top_k):
+    """Against sorting in float64, on a large vocabulary; every kept token is met, at the ends of [0, 1) too."""
+    rows, V, temperature = 6, 5000, 0.6
+    logits = np.random.default_rng(0).normal(scale=3, size=(rows, V)).astype(np.float32)
+    uniform = np.append(np.arange(4000) / 4000, np.float32(1) - np.float32(2**-24)).astype(np.float32)
+    draw = functools.partial(pick_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
+    draw = jax.jit(jax.vmap(draw, in_axes=(None, 0)))
+    drawn = np.asarray(draw(logits, jnp.broadcast_to(uniform[:, None], (len(uniform), rows))))
+    for row in range(rows):
+        scaled = logits[row].astype(np.float64) / temperature
+        order = np.argsort(-scaled)[: top_k or V]
+        weights = np.exp(scaled[order] - scaled[order[0]])
+        weights /= weights.sum()
+        order = order[: max(1, np.sum(np.cumsum(weights) - weights < top_p))]
+        met = set(drawn[:, row].tolist())
+        assert met <= set(order.tolist())
+        share = np.exp(scaled[order] - scaled[order[0]])
+        likely = order[share / share.sum() > 1 / 2000]
+        assert len(likely) and set(likely.tolist()) <= met
 
 
 def test_temperature_sharpens(sampler):

@@ -99,7 +99,24 @@ def test_every_trace_is_seen_once_per_epoch(sequences):
     for epoch in range(4):
         assert sorted(seen[15 * epoch : 15 * epoch + 15]) == sorted(map(id, sequences))
     assert seen[:15] != seen[15:30]
-    assert {plan[step].tokens.shape for step in range(plan.steps)} == {(1, *plan.shape[:2])}
+
+
+@pytest.mark.parametrize(("accumulation", "row_multiple"), [(1, 1), (3, 1), (2, 4)])
+def test_a_run_has_few_shapes_and_little_padding(accumulation, row_multiple):
+    rng = np.random.default_rng(0)
+    lengths = [int(n) for n in rng.integers(20, 190, 960)]
+    sequences = [TokenSequence(np.ones(n, np.int32), np.arange(n) >= n // 2) for n in lengths]
+    config = SFTConfig(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
+    plan = BatchPlan(sequences, config, row_multiple)
+    shapes = [plan[step].tokens.shape for step in range(plan.steps)]
+    assert len(set(shapes)) <= 8 and {shape[0] for shape in shapes} == {accumulation}
+    assert all(rows % row_multiple == 0 for _, rows, _ in shapes)
+    needed = [len(plan._layout(step)[1]) for step in range(plan.steps)]
+    grain = accumulation * row_multiple * math.ceil(max(needed) / (8 * accumulation * row_multiple))
+    for (micro, rows, length), least in zip(shapes, needed, strict=True):
+        assert length == 192 and least <= micro * rows < least + grain
+    weights = sum(float(plan[step].weights.sum()) for step in range(plan.steps))
+    assert weights == sum(s.targets for s in sequences)
 
 
 CHILD = """
@@ -159,7 +176,7 @@ def test_a_rate_that_explodes_is_an_error(random_model, sequences):
 
 
 def test_a_trace_that_does_not_fit_is_named(random_model):
-    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than --row_length=16"):
+    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than --config.row_length=16"):
         training_sequences(ROWS, ChatFormat.from_pretrained(random_model), 16)
 
 

@@ -38,14 +38,16 @@ def begin(folder: pathlib.Path, **changes: Any) -> Stage:
     return Stage.open(folder, changes.pop("name", "refine"), **ASKED | changes)
 
 
-def test_a_stage_records_what_it_ran_and_where(tmp_path: pathlib.Path):
+def test_a_stage_records_what_it_ran_and_where(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/refine.py", "--input=two words.jsonl"])
     opened = begin(tmp_path / "a" / "run")
     assert opened.folder == epath.Path(tmp_path / "a" / "run") and not opened.finished
     manifest = json.loads((tmp_path / "a" / "run" / "manifest.json").read_text())
     assert manifest == opened.manifest
     assert {name: manifest[name] for name in ASKED} == ASKED and manifest["stage"] == "refine"
     assert {"python", "jax", "jaxlib", "flax", "optax", "transformers"} <= manifest["versions"].keys()
-    assert manifest["device"].startswith("1 x cpu") and "pytest" in manifest["command"]
+    assert manifest["device"].startswith("1 x cpu")
+    assert manifest["command"] == "scripts/refine.py '--input=two words.jsonl'"
     assert manifest["finished"] is False and "counts" not in manifest
 
     opened.finish(rows=3, skipped=1)

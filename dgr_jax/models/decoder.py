@@ -23,7 +23,10 @@ _UNROLLED_LAYERS = 8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer: [L, B, S, K, H] each."""
+    """Keys and values of every layer: [L, B, K, S, H] each.
+
+    Heads come before slots, as matmuls over a head want them: a decoding step then reads the cache without copying it.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -31,7 +34,7 @@ class KVCache:
     @classmethod
     def empty(cls, config: ModelConfig, batch: int, slots: int, dtype: jax.typing.DTypeLike) -> "KVCache":
         """A cache with nothing in it. Zeros, because a slot that is not seen still multiplies by zero."""
-        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -122,9 +125,9 @@ class Decoder(nnx.Module):
 
             def remember(k, v):
                 nonlocal cached_k, cached_v
-                cached_k = cached_k.at[index, rows, slots].set(k, mode="drop")
-                cached_v = cached_v.at[index, rows, slots].set(v, mode="drop")
-                return cached_k[index], cached_v[index]
+                cached_k = cached_k.at[index, rows, :, slots].set(k, mode="drop")
+                cached_v = cached_v.at[index, rows, :, slots].set(v, mode="drop")
+                return cached_k[index].swapaxes(1, 2), cached_v[index].swapaxes(1, 2)
 
             x, _ = self._layer(x, layer, rotation, visibility, remember)
             return (x, cached_k, cached_v), None
@@ -140,7 +143,8 @@ class Decoder(nnx.Module):
         rotation = rope(self.config, positions)
         body = lambda x, layer: self._layer(x, layer, rotation, visibility)  # noqa: E731
         x, (k, v) = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
-        return rms_norm(x, self.final_norm[...], self.config.norm_eps), KVCache(k, v)
+        cache = KVCache(k.swapaxes(2, 3), v.swapaxes(2, 3))
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
 
     @property
     def _unroll(self) -> int:

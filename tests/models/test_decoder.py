@@ -44,7 +44,7 @@ def test_cache_equals_no_cache(model):
     hidden, fresh = model.prefill(tokens[:, :9], jnp.arange(9)[None], Visibility.causal(1, 9))
     np.testing.assert_allclose(hidden[0], whole[:9], atol=1e-5)
     cache = KVCache.empty(CONFIG, 1, 20, "float32")
-    cache = KVCache(cache.k.at[:, :, :9].set(fresh.k), cache.v.at[:, :, :9].set(fresh.v))
+    cache = KVCache(cache.k.at[..., :9, :].set(fresh.k), cache.v.at[..., :9, :].set(fresh.v))
     for place in range(9, 14):
         at = jnp.asarray([place])
         visibility = Visibility.cached(at + 1, 20)
