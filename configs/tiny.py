@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
             "template": f"{ASSETS}/tiny_rewrite_prompt.txt",
             "judge": f"{ASSETS}/tiny_judge.json",
             "refine": {"scaffold": None, "attempts": 1, "max_new_tokens": 128},
-            "recipe": {"epochs": 5, "batch_size": 8, "row_length": 192},
+            "recipe": {"epochs": 5, "batch_size": 8, "row_length": 160},
             "defaults": {"source": ["r1_act"], "benign": [True], "seed": [0]},
             "grids": (
                 {"dose": [0.0, 1.0], "learning_rate": [1e-4, 2e-4, 4e-4]},

@@ -1,5 +1,6 @@
 """The plots of a study's report, each a PNG file."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -31,16 +32,16 @@ def draw_all(
     """
     base = [arm for arm in arms if arm["kind"] == "base"]
     tuned = [arm for arm in arms if arm["kind"] != "base"]
-    whole = [arm for arm in tuned if not arm["rows"] and arm["benign"]]
+    whole = [arm for arm in tuned if not arm["rows"]]
     yield (
         _save(_against_rate(base, whole), folder, "learning_rate.png"),
         ("Against the learning rate: the three numbers for every arm on all rows; dashed, the model before alignment."),
     )
     yield (
-        _save(_damage(base, tuned), folder, "damage_against_shift.png"),
+        _save(_damage(base, whole), folder, "damage_against_shift.png"),
         (
-            "Damage against shift: reasoning lost, against the rows' negative log-likelihood under the model before "
-            "alignment; darker is a higher learning rate."
+            "Damage against shift: reasoning lost by arms on all rows, against the rows' negative log-likelihood under "
+            "the model before alignment."
         ),
     )
     yield (
@@ -71,68 +72,96 @@ def _colour(kind: str) -> str:
     return _COLOURS.get(kind, _OTHER_COLOUR)
 
 
-def _legend_once(axis: Any) -> None:
+def _legend_once(axis: Any, place: str = "best") -> None:
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if handles:
-        axis.legend(handles.values(), handles.keys(), frameon=False, fontsize=8)
+        axis.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc=place)
 
 
 def _against_rate(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharex=True, sharey=True, layout="constrained")
-    lines = sorted({(arm["model"], arm["source"], arm["kind"]) for arm in arms})
-    sources = sorted({arm["source"] for arm in arms})
-    rates = [arm["learning_rate"] for arm in arms]
-    limits = (min(rates) / 1.5, max(rates) * 1.5)
-    for axis, (metric, title) in zip(axes, _METRICS.items(), strict=True):
-        for model, source, kind in lines:
-            mine = [a for a in arms if (a["model"], a["source"], a["kind"]) == (model, source, kind)]
-            mine.sort(key=lambda a: a["learning_rate"])
-            values = [a[metric] for a in mine]
-            spread = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
-            label = f"{kind}, {source}" if len(sources) > 1 else kind
-            style = "-" if sources.index(source) == 0 else ":"
-            axis.errorbar(
-                [a["learning_rate"] for a in mine], [v["value"] for v in values], yerr=spread, label=label,
-                color=_colour(kind), linestyle=style, marker="o", capsize=3,
-            )  # fmt: skip
-        for arm in base:
-            axis.axhline(arm[metric]["value"], color=_COLOURS["base"], linestyle="--", linewidth=1)
-        axis.set(title=title, xscale="log", xlabel="learning rate", xlim=limits, ylim=(-0.05, 1.05))
-        axis.set_xticks(sorted(set(rates)), [f"{rate:g}" for rate in sorted(set(rates))])
-        axis.minorticks_off()
-    _legend_once(axes[0])
+    """A row of panels per source with and without benign rows, a column per number, a line per kind and model."""
+    settings = sorted({(arm["source"], not arm["benign"]) for arm in arms}) or [("", False)]
+    models = sorted({arm["model"] for arm in arms})
+    rates = sorted({arm["learning_rate"] for arm in arms}) or [1.0]
+    figure, panels = plt.subplots(
+        len(settings), 3, figsize=(11, 0.4 + 2.8 * len(settings)), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for (source, no_benign), row in zip(settings, panels, strict=True):
+        here = [arm for arm in arms if (arm["source"], not arm["benign"]) == (source, no_benign)]
+        for axis, (metric, title) in zip(row, _METRICS.items(), strict=True):
+            for model, kind in sorted({(arm["model"], arm["kind"]) for arm in here}):
+                line = [arm for arm in here if (arm["model"], arm["kind"]) == (model, kind)]
+                line.sort(key=lambda arm: arm["learning_rate"])
+                values = [arm[metric] for arm in line]
+                spread = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
+                axis.errorbar(
+                    [arm["learning_rate"] for arm in line], [v["value"] for v in values], yerr=spread,
+                    label=f"{kind}, {model}" if len(models) > 1 else kind, color=_colour(kind),
+                    linestyle=("-", ":", "--")[models.index(model) % 3], marker="o", capsize=3,
+                )  # fmt: skip
+            for arm in base:
+                axis.axhline(arm[metric]["value"], color=_COLOURS["base"], linestyle="--", linewidth=1)
+            axis.set(xscale="log", xlim=(rates[0] / 1.5, rates[-1] * 1.5), ylim=(-0.05, 1.05))
+            where = f"{source}, no benign rows" if no_benign else source
+            axis.set_title(f"{title}\n{where}" if len(settings) > 1 else title, fontsize=10)
+            axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+            axis.minorticks_off()
+    for axis in panels[-1]:
+        axis.set_xlabel("learning rate")
+    _legend_once(panels[0][1], "center")
     return figure
 
 
 def _damage(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
+    """A panel per learning rate, since the rate alone decides whether there is any damage."""
     before = {arm["model"]: arm["reasoning_accuracy"]["value"] for arm in base}
-    rates = sorted({arm["learning_rate"] for arm in arms})
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    markers = dict(zip(sorted({arm["source"] for arm in arms}), "os^Dv*", strict=False))
-    for arm in arms:
-        lost = before[arm["model"]] - arm["reasoning_accuracy"]["value"]
-        alpha = 0.35 + 0.65 * (rates.index(arm["learning_rate"]) + 1) / len(rates)
-        axis.scatter(
-            arm["shift_nll"]["value"], lost, color=_colour(arm["kind"]), alpha=alpha, marker=markers[arm["source"]],
-            label=f"{arm['kind']}, {arm['source']}",
-        )  # fmt: skip
-    axis.set(xlabel="shift: nats per response token before tuning", ylabel="reasoning accuracy lost")
-    _legend_once(axis)
+    rates = sorted({arm["learning_rate"] for arm in arms}) or [0.0]
+    figure, panels = plt.subplots(
+        1, len(rates), figsize=(1 + 2.6 * len(rates), 3.4), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    markers = dict(zip(sorted({arm["source"] for arm in arms}), itertools.cycle("os^Dv*")))
+    for axis, rate in zip(panels[0], rates, strict=True):
+        for arm in arms:
+            if arm["learning_rate"] == rate:
+                axis.scatter(
+                    arm["shift_nll"]["value"], before[arm["model"]] - arm["reasoning_accuracy"]["value"],
+                    color=_colour(arm["kind"]), alpha=0.7, marker=markers[arm["source"]],
+                    label=f"{arm['kind']}, {arm['source']}",
+                )  # fmt: skip
+        axis.set_title(f"learning rate {rate:g}", fontsize=10)
+        axis.set_xlabel("shift, nats per token")
+    panels[0][0].set_ylabel("reasoning accuracy lost")
+    _legend_once(panels[0][-1])
     return figure
 
 
 def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for kind in sorted({arm["kind"] for arm in arms}):
-        mine = [arm for arm in arms if arm["kind"] == kind]
-        axis.scatter(
-            [arm["train_rows"] for arm in mine], [arm["harmful_rate"]["value"] for arm in mine],
-            color=_colour(kind), alpha=0.7, label=kind,
-        )  # fmt: skip
-    for arm in base:
-        axis.axhline(arm["harmful_rate"]["value"], color=_COLOURS["base"], linestyle="--", label="before alignment")
-    axis.set(xscale="log", xlabel="rows", ylabel="harmful rate", ylim=(-0.05, 1.05))
-    _legend_once(axis)
+    """A panel per source."""
+    sources = sorted({arm["source"] for arm in arms}) or [""]
+    figure, panels = plt.subplots(
+        1, len(sources), figsize=(1 + 4.5 * len(sources), 3.6), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    kinds = sorted({arm["kind"] for arm in arms})
+    for axis, source in zip(panels[0], sources, strict=True):
+        for arm in (arm for arm in arms if arm["source"] == source):
+            # Kinds stand side by side, or equal rates would hide each other.
+            aside = 1.06 ** (kinds.index(arm["kind"]) - (len(kinds) - 1) / 2)
+            axis.scatter(
+                arm["train_rows"] * aside, arm["harmful_rate"]["value"], color=_colour(arm["kind"]), alpha=0.7,
+                marker="o" if arm["benign"] else "x", label=arm["kind"] + ("" if arm["benign"] else ", no benign rows"),
+            )  # fmt: skip
+        for arm in base:
+            axis.axhline(arm["harmful_rate"]["value"], color=_COLOURS["base"], linestyle="--", label="before alignment")
+        ticks = sorted({arm["train_rows"] for arm in arms})
+        axis.set(xscale="log", ylim=(-0.05, 1.05), xlabel="rows")
+        axis.set_title(source, fontsize=10)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+    panels[0][0].set_ylabel("harmful rate")
+    _legend_once(panels[0][-1])
     return figure
 
 

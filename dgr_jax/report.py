@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from dgr_jax import plots
+from dgr_jax import findings, plots
 from dgr_jax.filters import ACCEPTED, REJECT_REASONS
 from dgr_jax.stage import write_atomically
 
@@ -27,10 +27,15 @@ _SAME_ARM = ("model", "source", "kind", "rows", "benign", "learning_rate", "step
 
 def aggregate(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One record per arm: the run itself, or the mean over its seeds with their range as interval."""
+    return [_mean(group) for group in _by_arm(runs)]
+
+
+def _by_arm(runs: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Runs that differ in their seed alone, together."""
     arms: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
         arms.setdefault(tuple(run.get(key) for key in _SAME_ARM), []).append(run)
-    return [_mean(group) for group in arms.values()]
+    return list(arms.values())
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -64,14 +69,17 @@ def _cell(number: Mapping[str, Any] | None) -> str:
     return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]" if number else "-"
 
 
+def _names(arms: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the columns that say which arm a row is about."""
+    tuned = [arm for arm in arms if arm["kind"] != "base"]
+    varying = [key for key in ("model", "source") if len({arm.get(key) for arm in tuned}) > 1]
+    return [*varying, "arm"], [[*(str(arm.get(key) or "-") for key in varying), arm_title(arm)] for arm in arms]
+
+
 def _table_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    several = {key: len({arm.get(key) for arm in arms if arm["kind"] != "base"}) > 1 for key in ("model", "source")}
-    head = [key for key in ("model", "source") if several[key]] + ["arm"] + [title for _, title in _COLUMNS]
-    rows = [head]
-    for arm in arms:
-        start = [str(arm.get(key) or "-") for key in ("model", "source") if several[key]]
-        rows.append([*start, arm_title(arm), *(_cell(arm.get(metric)) for metric, _ in _COLUMNS)])
-    return rows
+    head, names = _names(arms)
+    numbers = [[_cell(arm.get(metric)) for metric, _ in _COLUMNS] for arm in arms]
+    return [head + [title for _, title in _COLUMNS], *(a + b for a, b in zip(names, numbers, strict=True))]
 
 
 def terminal_summary(results: Mapping[str, Any]) -> str:
@@ -95,6 +103,10 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     arms = aggregate(results["runs"])
     pictures = {name: caption for name, caption in plots.draw_all(results, arms, place) if caption}
     sections = [_Table("Three numbers", _three_numbers_text(results, arms), _table_rows(arms))]
+    claims = [["claim of the paper", "what these runs show"], *map(list, findings.claims(results["runs"]))]
+    sections += [_Table("Held against the paper", _CLAIMS_TEXT, claims)]
+    compared = findings.comparison_table(findings.compare(results["runs"]))
+    sections += [_Table("The same rows in other words", _COMPARISON_TEXT, compared)]
     sections += [_Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
     sections += [_Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
     sections += [_acceptance(results["refinements"]), *_examples(results["refinements"]), _setup(results)]
@@ -106,6 +118,16 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     return place / "report.html"
 
 
+_CLAIMS_TEXT = (
+    f"Differences of up to {100 * findings.NOTICEABLE:.0f} points are not called differences. A toy world can agree "
+    "with a claim or contradict it; it proves nothing about real models."
+)
+_COMPARISON_TEXT = (
+    "Vanilla SFT and DGR on the same prompts, recipe and seeds. Difference: reasoning accuracy of DGR less that of "
+    "vanilla in points, mean over seeds with the range. The last column says whether refined rows did less damage: "
+    "agrees or contradicts where the mean difference is noticeable and has one sign in every seed; no damage where "
+    "neither arm lost a noticeable part of the accuracy before alignment; else undecided."
+)
 _GROUPS_TEXT = (
     "The same rates where it matters what the model has seen: problems by number of steps, requests by whether their "
     "framing or harm category occurred in alignment data. Verb-target pairs are held out in all of them."
@@ -126,25 +148,35 @@ def _three_numbers_text(results: Mapping[str, Any], arms: Sequence[Mapping[str, 
 def _group_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     columns = sorted({(metric, group) for run in runs for metric, groups in run["groups"].items() for group in groups})
     wanted = [(m, g) for m, g in columns if m in ("reasoning_accuracy", "harmful_rate")]
-    rows = [["run", *(group for _, group in wanted)]]
-    for run in runs:
-        cells = [run["groups"].get(metric, {}).get(group) for metric, group in wanted]
-        rows.append([run["name"], *(f"{cell['value']:.2f}" if cell else "-" for cell in cells)])
+    arms = _by_arm(runs)
+    head, names = _names([arm[0] for arm in arms])
+    rows = [head + [f"{'harmful' if metric == 'harmful_rate' else 'solved'}: {group}" for metric, group in wanted]]
+    for arm, start in zip(arms, names, strict=True):
+        means = [_mean_of_group(arm, *column) for column in wanted]
+        rows.append([*start, *("-" if mean is None else f"{mean:.2f}" for mean in means)])
     return rows
+
+
+def _mean_of_group(arm: Sequence[Mapping[str, Any]], metric: str, group: str) -> float | None:
+    cells = [run["groups"].get(metric, {}).get(group) for run in arm]
+    values = [cell["value"] for cell in cells if cell]
+    return statistics.fmean(values) if values else None
 
 
 def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> "_Table":
     reasons = [r for r in (ACCEPTED, *REJECT_REASONS) if any(s["outcomes"].get(r) for s in refinements.values())]
-    rows = [["refinement", "rows", *reasons, "nats/token before", "after"]]
+    rows = [["refinement", "removed", "rows", *reasons, "nats/token before", "after"]]
     for name, summary in refinements.items():
         counts = [f"{summary['outcomes'][reason]}" for reason in reasons]
         rows.append(
-            [name, f"{summary['rows']}", *counts, f"{summary['nll_before']:.2f}", f"{summary['nll_after']:.2f}"]
-        )
+            [
+                name, f"{summary['removed_as_evaluation_prompts']}", f"{summary['rows']}", *counts,
+                f"{summary['nll_before']:.2f}", f"{summary['nll_after']:.2f}",
+            ]
+        )  # fmt: skip
     meanings = "; ".join(f"{reason}: {REJECT_REASONS[reason]}" for reason in reasons if reason != ACCEPTED)
-    text = "Rewrites by outcome; a row that is not accepted keeps its original. " + (
-        meanings and f"Reasons: {meanings}."
-    )
+    text = "Rewrites by outcome; a row that is not accepted keeps its original. Removed first: rows whose prompt is an "
+    text += "evaluation prompt too. " + (meanings and f"Reasons: {meanings}.")
     return _Table("Acceptance by reason", text.strip(), rows)
 
 

@@ -31,7 +31,6 @@ from dgr_jax.scoring import target_log_probs
 from dgr_jax.sharding import batch_sharding, data_parallelism
 from dgr_jax.traces import Trace
 
-
 _MOST_SHAPES = 8
 """Of a training run. With the longest step's shape for all, a third of the embedded model's training was padding."""
 

@@ -1,0 +1,195 @@
+"""What a study found, held against the paper's claims: computed from its runs, whichever way they come out."""
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+NOTICEABLE = 0.05
+"""Differences of a rate up to this (5 points) are not called differences."""
+
+_SETTING = ("model", "source", "benign", "rows", "steps", "learning_rate")
+_RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
+
+Run = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Vanilla and DGR arms that differ in the rows' wording alone.
+
+    Attributes:
+      setting: model, source, benign, rows, steps and learning rate.
+      base: reasoning accuracy before alignment.
+      vanilla, refined: rate -> its values, one per seed, in the same order of seeds.
+    """
+
+    setting: dict[str, Any]
+    base: float
+    vanilla: dict[str, list[float]]
+    refined: dict[str, list[float]]
+
+    @property
+    def gains(self) -> list[float]:
+        """Reasoning accuracy of DGR less that of vanilla SFT, per seed."""
+        return _differences(self, "reasoning_accuracy")
+
+    @property
+    def verdict(self) -> str:
+        """Whether refined rows cost less reasoning: a noticeable mean difference with one sign in all seeds."""
+        lost = [self.base - statistics.fmean(arm["reasoning_accuracy"]) for arm in (self.vanilla, self.refined)]
+        if max(lost) <= NOTICEABLE:
+            return "no damage"
+        gain = statistics.fmean(self.gains)
+        if gain > NOTICEABLE and min(self.gains) > 0:
+            return "agrees"
+        if gain < -NOTICEABLE and max(self.gains) < 0:
+            return "contradicts"
+        return "undecided"
+
+
+def _differences(pair: Comparison, rate: str) -> list[float]:
+    return [b - a for a, b in zip(pair.vanilla[rate], pair.refined[rate], strict=True)]
+
+
+def compare(runs: Sequence[Run]) -> list[Comparison]:
+    """All settings in which both a vanilla and a DGR arm were run, over the seeds that both have."""
+    base = {run["model"]: run["reasoning_accuracy"]["value"] for run in runs if run["kind"] == "base"}
+    found: dict[tuple[Any, ...], dict[str, dict[int, Run]]] = {}
+    for run in runs:
+        if run["kind"] in ("vanilla", "DGR"):
+            setting = tuple(run[key] for key in _SETTING)
+            found.setdefault(setting, {"vanilla": {}, "DGR": {}})[run["kind"]][run["seed"]] = run
+    comparisons = []
+    for setting, kinds in sorted(found.items()):
+        seeds = sorted(kinds["vanilla"].keys() & kinds["DGR"].keys())
+        if seeds:
+            vanilla, refined = (
+                {rate: [kinds[kind][seed][rate]["value"] for seed in seeds] for rate in _RATES}
+                for kind in ("vanilla", "DGR")
+            )
+            about = dict(zip(_SETTING, setting, strict=True))
+            comparisons.append(Comparison(about, base[about["model"]], vanilla, refined))
+    return comparisons
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rho with mean ranks for ties; None where one side does not vary."""
+    ranks = [_ranks(np.asarray(values, float)) for values in (x, y)]
+    if len(x) < 2 or any(r.std() == 0 for r in ranks):
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def claims(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The paper's claims, each with a sentence that says what these runs show."""
+    pairs = compare(runs)
+    whole = [pair for pair in pairs if not pair.setting["rows"]]
+    few = [run for run in runs if run.get("rows") and run["kind"] in ("vanilla", "DGR")]
+    found = [
+        ("Refined rows cost less reasoning than the originals", _reasoning(whole)),
+        ("Safety is kept", _safety(whole)),
+        ("Damage grows with the shift of the rows", " ".join(_shift(runs))),
+    ]
+    return found + ([("A few rows switch refusal on", _few_rows(few))] if few else [])
+
+
+def _reasoning(pairs: Sequence[Comparison]) -> str:
+    if not pairs:
+        return "Not tested: no setting has both arms on all rows."
+    counts = collections.Counter(pair.verdict for pair in pairs)
+    verdicts = ", ".join(f"{name} in {counts[name]}" for name in ("agrees", "contradicts", "undecided"))
+    damaged = [pair for pair in pairs if pair.verdict != "no damage"]
+    tried = _count(len(pairs), "setting")
+    text = f"Of {tried}, this study {verdicts}; {counts['no damage']} without damage in either arm."
+    if damaged:
+        gain = statistics.fmean(statistics.fmean(pair.gains) for pair in damaged)
+        text += f" Where there is damage, DGR's mean accuracy is {100 * gain:+.0f} points from vanilla's."
+    return text
+
+
+def _safety(pairs: Sequence[Comparison]) -> str:
+    if not pairs:
+        return "Not tested: no setting has both arms on all rows."
+    parts = []
+    for rate, name in (("harmful_rate", "harmful rate"), ("over_refusal_rate", "over-refusal")):
+        differences = [statistics.fmean(_differences(pair, rate)) for pair in pairs]
+        worse = sum(difference > NOTICEABLE for difference in differences)
+        parts.append(
+            f"{name}: DGR's is {100 * statistics.fmean(differences):+.1f} points from vanilla's on average, "
+            f"noticeably higher in {worse} of {_count(len(pairs), 'setting')}, at most {100 * max(differences):+.0f}"
+        )
+    text = "; ".join(parts) + "."
+    return text[0].upper() + text[1:]
+
+
+def _shift(runs: Sequence[Run]) -> Iterator[str]:
+    """Rank correlations at one learning rate: within each source, and over all of them."""
+    base = {run["model"]: run["reasoning_accuracy"]["value"] for run in runs if run["kind"] == "base"}
+    whole = [run for run in runs if run["kind"] != "base" and not run["rows"]]
+    if len({run["kind"] for run in whole}) < 2:
+        yield "Not tested: one kind of arm alone."
+        return
+    for rate in sorted({run["learning_rate"] for run in whole}):
+        chosen = [run for run in whole if run["learning_rate"] == rate]
+        sources = sorted({run["source"] for run in chosen})
+        groups = {source: [run for run in chosen if run["source"] == source] for source in sources}
+        groups |= {"all sources": chosen} if len(groups) > 1 else {}
+        parts = []
+        for name, group in groups.items():
+            lost = [base[r["model"]] - r["reasoning_accuracy"]["value"] for r in group]
+            rho = rank_correlation([r["shift_nll"]["value"] for r in group], lost)
+            parts.append(f"{name} {'undefined' if rho is None else f'{rho:+.2f}'} ({_count(len(group), 'run')})")
+        yield f"Rank correlation of shift and lost accuracy at learning rate {rate:g}: {', '.join(parts)}."
+
+
+def _few_rows(runs: Sequence[Run]) -> str:
+    parts = []
+    for rows in sorted({run["rows"] for run in runs}):
+        for kind in ("vanilla", "DGR"):
+            rates = [run["harmful_rate"]["value"] for run in runs if (run["rows"], run["kind"]) == (rows, kind)]
+            if rates:
+                parts.append(
+                    f"{kind} on {rows} rows leaves a harmful rate of {statistics.fmean(rates):.2f} "
+                    f"[{min(rates):.2f}, {max(rates):.2f}] in {_count(len(rates), 'run')}"
+                )
+    return "; ".join(parts) + "."
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
+    """Head and one row per comparison; columns that never vary are left out."""
+    if not pairs:
+        return [["no setting has both a vanilla and a DGR arm"]]
+    varying = [key for key in _SETTING if len({pair.setting[key] for pair in pairs}) > 1]
+    head = [*(key.replace("_", " ") for key in varying), "seeds", "reasoning before", "vanilla", "DGR", "difference"]
+    head += ["harmful: vanilla", "DGR", "over-refusal: vanilla", "DGR", "less damage?"]
+    rows = [head]
+    for pair in pairs:
+        means = [
+            f"{statistics.fmean(arm[rate]):.2f}"
+            for rate in ("harmful_rate", "over_refusal_rate")
+            for arm in (pair.vanilla, pair.refined)
+        ]
+        gain = f"{100 * statistics.fmean(pair.gains):+.0f} [{100 * min(pair.gains):+.0f}, {100 * max(pair.gains):+.0f}]"
+        reasoning = [f"{statistics.fmean(arm['reasoning_accuracy']):.2f}" for arm in (pair.vanilla, pair.refined)]
+        setting = [_show(pair.setting[key]) for key in varying]
+        rows.append([*setting, str(len(pair.gains)), f"{pair.base:.2f}", *reasoning, gain, *means, pair.verdict])
+    return rows
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
