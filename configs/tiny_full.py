@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         {"dose": [0.0, 1.0], "learning_rate": RATES, "benign": [False], "model": ["tiny"]},
         {"dose": [0.5], "learning_rate": RATES, "model": ["tiny"]},
         {"native": [True], "learning_rate": RATES, "model": ["tiny"]},
-        {"dose": [0.0, 1.0], "learning_rate": [2e-4, 8e-4], "rows": [50], "model": ["tiny"]},
+        {"dose": [0.0, 1.0], "learning_rate": [2e-4, 8e-4], "rows": [50, 200], "model": ["tiny"]},
         {"dose": [0.0, 1.0], "learning_rate": [1e-3], "rows": [10], "steps": [5]},
     )
     return config

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import re
 import tempfile
 import unicodedata
@@ -26,9 +27,9 @@ import numpy as np
 from etils import epath
 
 from dgr_jax.errors import UserError
+from dgr_jax.hub import TOKENIZER_SUFFIXES, local_folder
 from dgr_jax.traces import THINK_CLOSE, THINK_OPEN, Trace
 
-_TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
 _HARMLESS = "It is 12 o'clock; naïve  question?\n\nYes."
 _PROBE = "zebra"
 
@@ -100,7 +101,6 @@ class ChatFormat:
       tokenizer: the argument.
       end_token_id: the token that the template writes after an assistant turn; training texts end with it.
       eos_token_ids: tokens that end a generation; `end_token_id` comes first.
-      pad_token_id: the tokenizer's, or `end_token_id` where it has none.
       vocab_size: number of tokens of the tokenizer (a model's table may be larger).
       opens_thinking: the generation prompt already ends with the open think tag.
       control_ids: the tokens that text never encodes to.
@@ -130,7 +130,6 @@ class ChatFormat:
             self._lead = THINK_OPEN + self._lead
         self.end_token_id = self._find_end_token()
         self.eos_token_ids = tuple(dict.fromkeys((self.end_token_id, *eos_token_ids)))
-        self.pad_token_id: int = self.end_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size = len(tokenizer)
 
     @classmethod
@@ -141,7 +140,7 @@ class ChatFormat:
           UserError: nothing there, or not a tokenizer that can be used.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            folder = _local_folder(str(model), scratch)
+            folder = _tokenizer_folder(str(model), scratch)
             # At import it would advise PyTorch, which only models of its own need.
             os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             from transformers import AutoTokenizer  # seconds to import: a wrong path fails before
@@ -155,6 +154,17 @@ class ChatFormat:
                     "tokenizer_config.json"
                 ) from error
             return cls(tokenizer, name=str(model), eos_token_ids=_eos_token_ids(epath.Path(folder), tokenizer))
+
+    def check_fits(self, embeddings: int) -> None:
+        """Raises a UserError where the tokenizer knows more tokens than a model has embeddings.
+
+        JAX clamps an index that is out of range: without this, such tokens would be scored as some other token.
+        """
+        if self.vocab_size > embeddings:
+            raise UserError(
+                f"tokenizer of {self._name}: {self.vocab_size} tokens, but the model has embeddings for {embeddings}; "
+                "use the tokenizer that belongs to the model"
+            )
 
     def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
         """Token ids of system and user turn, then the generation prompt.
@@ -341,26 +351,14 @@ def _unmask(text: str, spellings: dict[str, str]) -> str:
     return text
 
 
-def _local_folder(model: str, scratch: str) -> str:
-    """The model's folder on this machine: itself, or its tokenizer files fetched from a bucket or the hub."""
-    if "://" in model:
-        for file in epath.Path(model).iterdir():
-            if file.suffix in _TOKENIZER_FILES:
-                file.copy(epath.Path(scratch) / file.name)
-        return scratch
-    if epath.Path(model).is_dir():
-        return model
-    if model.startswith((".", "/")) or model.count("/") != 1:
-        raise UserError(
-            f"model folder {model} does not exist; give a Hugging Face folder or a hub id such as Qwen/Qwen3-0.6B"
-        )
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.snapshot_download(model, allow_patterns=[f"*{suffix}" for suffix in _TOKENIZER_FILES])
-    except Exception as error:  # the hub client raises many kinds for "cannot be had"; all mean the same here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {model}: no such folder, and the hub says: {reason}") from error
+def _tokenizer_folder(model: str, scratch: str) -> pathlib.Path:
+    """The tokenizer's folder on this machine: the model's own, or files fetched from a bucket or the hub."""
+    if "://" not in model:
+        return local_folder(model, weights=False)
+    for file in epath.Path(model).iterdir():
+        if file.suffix in TOKENIZER_SUFFIXES:
+            file.copy(epath.Path(scratch) / file.name)
+    return pathlib.Path(scratch)
 
 
 def _eos_token_ids(folder: epath.Path, tokenizer: Any) -> list[int]:

@@ -106,6 +106,12 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
         ["error", "skip"],
         "What to do with a row that is not a trace: stop, or leave it out and count it.",
     ),
+    "exclude": lambda: flags.DEFINE_multi_string(
+        "exclude",
+        [],
+        "Evaluation suite (NAME:PATH or a .jsonl file) whose prompts must not be trained on: such rows are left out "
+        "and counted; repeatable.",
+    ),
 }
 
 

@@ -5,9 +5,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-from etils import epath
+from typing import Any
 
 from dgr_jax.chat import ChatFormat
 from dgr_jax.engine import Decoding, Engine
@@ -15,15 +13,16 @@ from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import Judge
 from dgr_jax.evaluation.run import evaluate, summary_table
 from dgr_jax.evaluation.suites import Suite, load_suite
+from dgr_jax.hub import local_folder
+from dgr_jax.input_rows import InputRows
 from dgr_jax.models import ModelConfig, from_pretrained, save_pretrained
-from dgr_jax.models.weights import default_dtype, local_folder, read_config
+from dgr_jax.models.weights import default_dtype, read_config
 from dgr_jax.progress import Progress
 from dgr_jax.scoring import Scorer
 from dgr_jax.sft import SFTConfig, train, training_sequences
 from dgr_jax.sharding import mesh_or_none
-from dgr_jax.sources import load_source
-from dgr_jax.stage import Shards, Stage, fingerprint_model, fingerprint_rows, write_atomically
-from dgr_jax.traces import BadRows
+from dgr_jax.stage import Shards, Stage, check_local, fingerprint_model, fingerprint_rows, write_atomically
+from dgr_jax.traces import OnBadRow
 
 _SCORES_PER_SHARD = 1024
 
@@ -39,7 +38,7 @@ def score(
     keep_tokens: bool = False,
     max_length: int = 32_768,
     tokens_per_batch: int = 8192,
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: OnBadRow = "error",
 ) -> str:
     """Scores a file of traces into OUTPUT/scores.jsonl; resumes at the first shard that is not there.
 
@@ -49,8 +48,8 @@ def score(
     Raises:
       UserError: bad input, another run's output directory, an unwritable output.
     """
-    bad_rows = BadRows()
-    traces = load_source(source, on_bad_row=on_bad_row, bad_rows=bad_rows)
+    read = InputRows.read(source, on_bad_row=on_bad_row)
+    traces = read.traces
     if not traces:
         raise UserError("there is nothing to score: the input has no rows")
     folder = _model_folder(model)
@@ -71,14 +70,14 @@ def score(
         shards = Shards(stage.folder, len(traces), _SCORES_PER_SHARD)
         with Progress("score", len(traces)) as progress:
             for rows in shards.missing():
-                found = scorer.score([traces[i] for i in rows], keep_tokens=keep_tokens)
+                part = [traces[i] for i in rows]
+                found = scorer.score(part, keep_tokens=keep_tokens, on_scored=progress.advance)
                 shards.write(rows, (s.to_dict() for s in found))
-                progress.advance(len(rows))
         write_atomically(scores, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in shards.read()))
-        stage.finish(rows=len(traces), skipped=len(bad_rows))
+        stage.finish(rows=len(traces), **read.left_out)
         shards.remove()
     rows = [json.loads(line) for line in scores.read_text().split("\n") if line]
-    lines = [bad_rows.summary()] if len(bad_rows) else []
+    lines = read.record(stage.folder)
     for span in ("", "reasoning_", "answer_"):
         tokens = sum(row[f"{span or 'n_'}tokens"] for row in rows)
         nll = -sum(row[f"{span}log_prob"] for row in rows) / max(tokens, 1)
@@ -95,7 +94,8 @@ def sft(
     dtype: str | None = None,
     mesh: str = "auto",
     seed: int = 0,
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: OnBadRow = "error",
+    exclude: Sequence[str] = (),
 ) -> str:
     """Fine-tunes a model on a file of traces; the tuned model is OUTPUT/model, in Hugging Face format.
 
@@ -105,10 +105,9 @@ def sft(
     Raises:
       UserError: bad input, another run's output directory, an unwritable output.
     """
-    if "://" in output:
-        raise UserError(f"--output={output}: fine-tuning writes to a local folder; give one, and copy it afterwards")
-    bad_rows = BadRows()
-    traces = load_source(source, on_bad_row=on_bad_row, bad_rows=bad_rows)
+    check_local(output, "fine-tuning")
+    read = InputRows.read(source, on_bad_row=on_bad_row, exclude=exclude)
+    traces = read.traces
     folder = _model_folder(model)
     settings: dict[str, Any] = {**recipe, "seed": seed, "compute_dtype": dtype or default_dtype()}
     unknown = settings.keys() - {field.name for field in dataclasses.fields(SFTConfig)}
@@ -126,15 +125,17 @@ def sft(
     exported = pathlib.Path(stage.folder) / "model"
     if not stage.finished:
         device_mesh = mesh_or_none(mesh)
-        sequences = training_sequences(traces, ChatFormat.from_pretrained(folder), config.row_length)
+        chat = ChatFormat.from_pretrained(folder)
+        sequences = training_sequences(traces, chat, config.row_length)
         start = from_pretrained(folder, mesh=device_mesh, dtype=config.master_dtype)
+        chat.check_fits(start.config.vocab_size)
         tuned = train(start, sequences, config, mesh=device_mesh, folder=stage.folder).model
         if not exported.exists():
             save_pretrained(tuned, exported, dtype=_stored_dtype(folder), companions_from=folder)
-        stage.finish(rows=len(traces), targets=sum(s.targets for s in sequences), skipped=len(bad_rows))
+        stage.finish(rows=len(traces), targets=sum(s.targets for s in sequences), **read.left_out)
     metrics = [json.loads(line) for line in (stage.folder / "metrics.jsonl").read_text().split("\n") if line]
-    summary = f"{len(metrics)} steps, loss {metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}\nmodel: {exported}"
-    return f"{bad_rows.summary()}\n{summary}" if len(bad_rows) else summary
+    losses = f"{len(metrics)} steps, loss {metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}"
+    return "\n".join([*read.record(stage.folder), losses, f"model: {exported}"])
 
 
 def _model_folder(model: str) -> pathlib.Path:
@@ -144,9 +145,9 @@ def _model_folder(model: str) -> pathlib.Path:
     return folder
 
 
-def _stored_dtype(folder: epath.PathLike) -> str:
+def _stored_dtype(folder: pathlib.Path) -> str:
     """The dtype that the source model's config declares: a tuned model is stored as its base was."""
-    raw = json.loads((epath.Path(folder) / "config.json").read_text())
+    raw = read_config(folder)
     declared = raw.get("torch_dtype") or raw.get("dtype")
     return declared if declared in ("float32", "bfloat16") else "bfloat16"
 

@@ -18,12 +18,13 @@ from dgr_jax.traces import Trace
 ACCEPTED = "accepted"
 REJECT_REASONS = {
     "truncated": "cut off at the token limit",
+    "no_thinking": "no thinking block at all",
     "unclosed_thinking": "the thinking block never ends",
     "malformed_thinking": "more than one thinking block, or stray think tags",
     "empty_reasoning": "nothing inside the thinking block",
     "empty_answer": "nothing after the thinking block",
     "scaffold": "mentions the rewrite request itself",
-    "refusal_lost": "the row is harmful, the source refuses, and the rewrite does not",
+    "refusal_lost": "the row is not benign, the source refuses, and the rewrite does not",
 }
 """Outcome of a rewrite that is not used -> what it means. Checked in this order; the first that holds is recorded."""
 
@@ -51,7 +52,7 @@ class RewriteFilter:
 
     Args:
       scaffold: phrases that must not occur, matched as whole words whatever the case.
-      judge: tells refusals from other answers, for rows labelled harmful.
+      judge: tells refusals from other answers, for rows not labelled benign.
 
     Attributes:
       fingerprint: sha256 of the rules.
@@ -67,7 +68,7 @@ class RewriteFilter:
         if truncated:
             return "truncated"
         if not response.closed:
-            return "unclosed_thinking"
+            return "no_thinking" if response.answer else "unclosed_thinking"
         if not response.well_formed:
             return "malformed_thinking"
         if not response.reasoning.strip():
@@ -76,7 +77,8 @@ class RewriteFilter:
             return "empty_answer"
         if self._scaffold.search(f"{response.reasoning}\n{response.answer}"):
             return "scaffold"
-        if source.label == "harmful" and self._refuses(source.prompt, source.answer):
+        # A row without a label counts too: R1-Act has none, and a lost refusal must not be trained on.
+        if source.label != "benign" and self._refuses(source.prompt, source.answer):
             return ACCEPTED if self._refuses(source.prompt, response.answer) else "refusal_lost"
         return ACCEPTED
 

@@ -11,7 +11,7 @@ import numpy as np
 NOTICEABLE = 0.05
 """Differences of a rate up to this (5 points) are not called differences."""
 
-_SETTING = ("model", "source", "benign", "rows", "steps", "learning_rate")
+_SETTING: tuple[str, ...] = ("model", "source", "benign", "rows", "steps", "learning_rate")
 _RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
 
 Run = Mapping[str, Any]
@@ -78,10 +78,10 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rho with mean ranks for ties; None where one side does not vary."""
-    ranks = [_ranks(np.asarray(values, float)) for values in (x, y)]
-    if len(x) < 2 or any(r.std() == 0 for r in ranks):
+    a, b = _ranks(np.asarray(x, float)), _ranks(np.asarray(y, float))
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Self
 
 from etils import epath
 
+from dgr_jax.stage import write_atomically
+
 
 class MetricsWriter:
     """Appends one line per step to metrics.jsonl, and the same scalars to TensorBoard event files.
@@ -22,9 +24,9 @@ class MetricsWriter:
             # The last line may be cut off where a run was killed; such a step is run again in any case.
             whole = self._file.read_text().split("\n")[:-1]
             kept = [line for line in whole if json.loads(line)["step"] < resume_step]
-            self._file.write_text("".join(line + "\n" for line in kept))
+            write_atomically(self._file, "".join(line + "\n" for line in kept))
         self._stream = self._file.open("a")
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, resume_step)
 
     def __enter__(self) -> Self:
         return self
@@ -43,9 +45,9 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
 
-def _tensorboard(folder: epath.PathLike):
+def _tensorboard(folder: epath.PathLike, resume_step: int):
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    return SummaryWriter(str(folder), flush_secs=30)
+    return SummaryWriter(str(folder), flush_secs=30, purge_step=resume_step or None)

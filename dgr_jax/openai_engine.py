@@ -144,6 +144,7 @@ class OpenAIEngine:
                 failure = f"{self._url} answers {error.code} {error.reason}"
                 if error.code not in _PASSING:
                     said = " ".join(error.read(500).decode(errors="replace").split())
+                    said = said.replace(key, "***") if key else said  # a server may echo what it was sent
                     raise _Refused(f"{failure}: {said[:200]}") from error
             except (OSError, http.client.HTTPException) as error:
                 failure = f"{self._url} cannot be reached ({getattr(error, 'reason', None) or error})"

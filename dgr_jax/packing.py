@@ -103,8 +103,6 @@ def fill_rows(
     sequences: Sequence[TokenSequence],
     assignment: Sequence[Sequence[int]],
     shape: tuple[int, int, int],
-    *,
-    pad_token_id: int = 0,
 ) -> tuple[PackedRows, dict[int, Slot]]:
     """Lays sequences into rows.
 
@@ -112,13 +110,12 @@ def fill_rows(
       sequences: all sequences that `assignment` names.
       assignment: for each row the indices of its sequences, as `best_fit` returns them.
       shape: (B, T, M); rows beyond `assignment` are padding.
-      pad_token_id: token of the padding slots.
 
     Returns:
       The rows as numpy arrays, and for each sequence index its `Slot`.
     """
     B, T, M = shape
-    tokens = np.full((B, T), pad_token_id, np.int32)
+    tokens = np.zeros((B, T), np.int32)
     positions = np.zeros((B, T), np.int32)
     own_start: _Array = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     source = np.zeros((B, M), np.int32)

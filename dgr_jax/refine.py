@@ -80,6 +80,7 @@ def refine(
     *,
     scorer: Scorer | None = None,
     folder: epath.PathLike | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> Refinement:
     """Refines safety traces.
 
@@ -93,6 +94,7 @@ def refine(
         pick="likeliest".
       folder: receives refined.jsonl, summary.json and a manifest; a run that was stopped goes on. None keeps the
         result in memory.
+      left_out: counts of rows that never got here, for the manifest.
 
     Raises:
       UserError: no rows, a folder of another configuration, or "likeliest" without a scorer.
@@ -131,7 +133,7 @@ def refine(
     write_traces(stage.folder / "refined.jsonl", result.traces)
     write_json(stage.folder / "summary.json", result.summary)
     write_atomically(stage.folder / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    stage.finish(**result.summary["outcomes"], rows=len(traces))
+    stage.finish(**result.summary["outcomes"], rows=len(traces), **(left_out or {}))
     shards.remove()
     return result
 

@@ -201,6 +201,9 @@ def _setup(results: Mapping[str, Any]) -> "_Table":
     rows += [[f"recipe.{key}", str(value)] for key, value in results["recipe"].items()]
     rows += [[f"decoding.{key}", str(value)] for key, value in results["decoding"].items()]
     text = "Each run's manifest.json has the command, versions, device and fingerprints."
+    if results["diverged"]:
+        text += " Not evaluated, since training diverged: "
+        text += "; ".join(f"{arm['name']} ({arm['diverged']})" for arm in results["diverged"]) + "."
     return _Table("Setting", text, rows)
 
 

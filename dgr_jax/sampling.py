@@ -219,6 +219,7 @@ class Sampler:
         batch_size: int = 64,
         show_progress: bool = True,
     ):
+        chat.check_fits(model.config.vocab_size)
         ways = data_parallelism(mesh)
         self.model, self.chat, self.fingerprint = model, chat, fingerprint
         self._batch_size = -(-batch_size // ways) * ways
@@ -236,7 +237,7 @@ class Sampler:
         **options: Any,
     ) -> Self:
         """Loads model and tokenizer from a Hugging Face folder or hub id; `options` go to the constructor."""
-        from dgr_jax.models.weights import local_folder
+        from dgr_jax.hub import local_folder
         from dgr_jax.stage import fingerprint_model
 
         folder = local_folder(path)
@@ -252,7 +253,10 @@ class Sampler:
         """
         buckets: dict[int, list[_Waiting]] = {}
         for request in requests:
-            prompt = self.chat.prompt_ids(request.prompt, request.system)
+            try:
+                prompt = self.chat.prompt_ids(request.prompt, request.system)
+            except UserError as error:
+                raise UserError(f"row {request.id!r}: {error}") from error
             if len(prompt) + decoding.max_new_tokens > self.model.config.max_positions:
                 raise UserError(
                     f"row {request.id!r}: a prompt of {len(prompt)} tokens and --max_new_tokens="

@@ -1,12 +1,12 @@
 """The jitted log-likelihood scorer: traces in, log-probabilities of their response tokens out.
 
 Traces are packed into rows of a few fixed shapes; only hidden states that predict a response token reach the
-unembedding, and no [tokens, vocabulary] array is made. A trace's score does not depend on what it is packed with.
+unembedding, whose logits exist a chunk at a time. A trace's score does not depend on what it is packed with.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -51,6 +51,11 @@ class TraceScore:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
+def response_sequence(rendered: Rendered) -> TokenSequence:
+    """A rendered trace with its response tokens (reasoning, answer and the end token) as targets."""
+    return TokenSequence(rendered.token_ids, np.arange(len(rendered.token_ids)) >= rendered.prompt[1])
+
+
 def target_log_probs(model: Decoder, rows: PackedRows, *, remat: bool = False) -> jax.Array:
     """Log-probability of each target slot, float32 [B, M], in nats; what is in filling slots means nothing."""
     hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
@@ -82,6 +87,7 @@ class Scorer:
         tokens_per_batch: int = 8192,
         max_length: int = 32_768,
     ):
+        chat.check_fits(model.config.vocab_size)
         self.model, self.chat = model, chat
         self._sharding = batch_sharding(mesh) if mesh is not None else None
         self._row_multiple = data_parallelism(mesh)
@@ -101,12 +107,15 @@ class Scorer:
             from_pretrained(path, mesh=mesh, dtype=dtype), ChatFormat.from_pretrained(path), mesh=mesh, **options
         )
 
-    def score(self, traces: Iterable[Trace], *, keep_tokens: bool = False) -> Iterator[TraceScore]:
+    def score(
+        self, traces: Iterable[Trace], *, keep_tokens: bool = False, on_scored: Callable[[int], object] | None = None
+    ) -> Iterator[TraceScore]:
         """Scores of the traces, in their order.
 
         Args:
           traces: any length; read a window at a time.
           keep_tokens: fill the token arrays of `TraceScore`.
+          on_scored: called with the number of traces of each batch when it is done, which is before they come out.
 
         Raises:
           UserError: a trace is longer than `max_length`; the message names it.
@@ -115,13 +124,15 @@ class Scorer:
         for trace in traces:
             window.append(trace)
             if len(window) == _WINDOW:
-                yield from self._score_window(window, keep_tokens)
+                yield from self._score_window(window, keep_tokens, on_scored)
                 window = []
         if window:
-            yield from self._score_window(window, keep_tokens)
+            yield from self._score_window(window, keep_tokens, on_scored)
 
-    def log_probs(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
-        """Log-probability of each target of each sequence, float32, in order."""
+    def log_probs(
+        self, sequences: Sequence[TokenSequence], on_scored: Callable[[int], object] | None = None
+    ) -> list[np.ndarray]:
+        """Log-probability of each target of each sequence, float32, in order; `on_scored` as in `score`."""
         longest = max(len(s.token_ids) for s in sequences)
         row_length = max(256, 1 << (longest - 1).bit_length())
         layout = best_fit([len(s.token_ids) for s in sequences], row_length)
@@ -135,12 +146,16 @@ class Scorer:
             values = np.asarray(_score_rows(self.model, jax.device_put(rows, self._sharding)))
             for index, slot in slots.items():
                 scored[index] = values[slot.row, slot.start : slot.stop]
+            if on_scored:
+                on_scored(len(slots))
         return scored
 
-    def _score_window(self, traces: Sequence[Trace], keep_tokens: bool) -> Iterator[TraceScore]:
+    def _score_window(
+        self, traces: Sequence[Trace], keep_tokens: bool, on_scored: Callable[[int], object] | None
+    ) -> Iterator[TraceScore]:
         rendered = [self._render(trace) for trace in traces]
-        sequences = [TokenSequence(r.token_ids, np.arange(len(r.token_ids)) >= r.prompt[1]) for r in rendered]
-        for trace, item, values in zip(traces, rendered, self.log_probs(sequences), strict=True):
+        found = self.log_probs([response_sequence(item) for item in rendered], on_scored)
+        for trace, item, values in zip(traces, rendered, found, strict=True):
             yield _summarise(trace.id, item, values, keep_tokens)
 
     def _render(self, trace: Trace) -> Rendered:

@@ -27,7 +27,7 @@ from dgr_jax.metrics import MetricsWriter
 from dgr_jax.models import Decoder
 from dgr_jax.packing import PackedRows, TokenSequence, best_fit, fill_rows, most_targets
 from dgr_jax.progress import Progress
-from dgr_jax.scoring import target_log_probs
+from dgr_jax.scoring import response_sequence, target_log_probs
 from dgr_jax.sharding import batch_sharding, data_parallelism
 from dgr_jax.traces import Trace
 
@@ -69,6 +69,8 @@ class SFTConfig:
     checkpoint_every: int = 0
 
     def __post_init__(self):
+        # A config file may well hold a list; a jitted step wants what can be hashed.
+        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("batch_size", "row_length", "accumulation", "epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"--config.{name}={getattr(self, name)}: give 1 or more")
@@ -79,6 +81,10 @@ class SFTConfig:
         for name, known in (("remat", ("none", "full")), ("master_dtype", dtypes), ("compute_dtype", dtypes)):
             if getattr(self, name) not in known:
                 raise UserError(f"--config.{name}={getattr(self, name)}: choose one of {', '.join(known)}")
+
+
+class DivergedError(UserError):
+    """The loss is no longer a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +109,7 @@ def training_sequences(traces: Sequence[Trace], chat: ChatFormat, row_length: in
                 f"trace {trace.id!r} has {len(rendered.token_ids)} tokens, more than --config.row_length={row_length}; "
                 "raise it, or drop the trace"
             )
-        scored = np.zeros(len(rendered.token_ids), bool)
-        scored[rendered.prompt[1] :] = True
-        sequences.append(TokenSequence(rendered.token_ids, scored))
+        sequences.append(response_sequence(rendered))
     return sequences
 
 
@@ -220,6 +224,7 @@ def train(
 
     Raises:
       UserError: nothing to train on, or a checkpoint of another model in `folder`.
+      DivergedError: the loss is infinite or not a number.
     """
     sharding = batch_sharding(mesh, leading=1) if mesh is not None else None
     plan = BatchPlan(sequences, config, row_multiple=data_parallelism(mesh))
@@ -251,7 +256,7 @@ def train(
             scalars |= {"learning_rate": rate, "seconds": time.perf_counter() - begin}
             history.append({"step": step, **scalars})
             if not math.isfinite(scalars["loss"]):
-                raise UserError(f"{label}: loss is {scalars['loss']} at step {step}; lower the learning rate")
+                raise DivergedError(f"{label}: loss is {scalars['loss']} at step {step}; lower the learning rate")
             if writer:
                 writer.write(step, scalars)
             if store and ((step + 1) % config.checkpoint_every == 0 or step + 1 == plan.steps):

@@ -38,7 +38,7 @@ def make_mesh(text: str) -> Mesh:
     sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     for part in ("fsdp=-1" if text == "auto" else text).split(","):
         name, _, value = part.partition("=")
-        if name.strip() not in sizes or not value.strip().lstrip("-").isdigit():
+        if name.strip() not in sizes or not value.strip().removeprefix("-").isdecimal():
             raise UserError(f"--mesh: {part!r} is not one of {', '.join(f'{a}=N' for a in MESH_AXES)}, nor 'auto'")
         sizes[name.strip()] = int(value)
     if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:

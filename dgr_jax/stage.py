@@ -43,6 +43,16 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def check_local(output: str, work: str) -> None:
+    """Refuses a bucket, for work whose libraries write to local folders alone.
+
+    Raises:
+      UserError: `output` is not a local path.
+    """
+    if "://" in output:
+        raise UserError(f"--output={output}: {work} writes to a local folder; give one, and copy it afterwards")
+
+
 def fingerprint_file(path: epath.PathLike) -> str:
     """sha256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -121,8 +131,8 @@ class Stage:
           seed: the stage's seed.
 
         Raises:
-          UserError: the directory holds another configuration's output (the message names the field), or cannot be
-            written.
+          UserError: the directory holds another configuration's output (the message names the field) or anything
+            else, or cannot be written.
         """
         path = epath.Path(folder)
         asked = {"stage": name, "config": dict(config), "inputs": dict(inputs), "model": model, "seed": seed}
@@ -137,6 +147,8 @@ class Stage:
             if manifest.get("finished") or any(other.name != MANIFEST for other in path.iterdir()):
                 difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
                 raise UserError(f"{file}: {difference}; choose another --output, or delete this one to start again")
+        elif path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another --output")
         manifest = asked | {"command": shlex.join(sys.argv), **environment(), "finished": False}
         write_json(file, manifest)
         return cls(path, False, manifest)

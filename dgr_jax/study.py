@@ -5,11 +5,12 @@ which learning rate. Every stage leaves a manifest and is not run again once it 
 """
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -21,82 +22,20 @@ from dgr_jax.evaluation.judges import Judge, load_judge
 from dgr_jax.evaluation.run import evaluate
 from dgr_jax.evaluation.suites import Suite, load_suite
 from dgr_jax.filters import RewriteFilter, read_scaffold
+from dgr_jax.hub import local_folder
 from dgr_jax.models import Decoder, from_pretrained
-from dgr_jax.models.weights import local_folder
 from dgr_jax.refine import RefineConfig, refine, summary_text
 from dgr_jax.refine_prompt import read_template
 from dgr_jax.sampling import Sampler
 from dgr_jax.scoring import Scorer
-from dgr_jax.sft import SFTConfig, train, training_sequences
+from dgr_jax.sft import DivergedError, SFTConfig, train, training_sequences
 from dgr_jax.sources import deduplicate, load_source
 from dgr_jax.stage import Stage, fingerprint_model, fingerprint_rows, write_json
+from dgr_jax.study_config import Arm, read_arms
 from dgr_jax.tiny_world.alignment import problem_suite, request_suite, safety_rows
 from dgr_jax.traces import Trace
 
 METRICS = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One fine-tuning of a study.
-
-    Attributes:
-      model: name of a base model of the study.
-      source: name of a source of the study.
-      dose: share of rows that are replaced by their refined version: 0 is vanilla SFT, 1 is DGR.
-      native: use rows written by a template in the target's own voice instead (tiny world only).
-      rows: how many rows; 0 takes all.
-      benign: keep the source's benign rows.
-      learning_rate, steps: of the recipe; steps 0 leaves the recipe's epochs.
-      seed: of data, rewriting and training.
-    """
-
-    model: str
-    source: str
-    dose: float = 0.0
-    native: bool = False
-    rows: int = 0
-    benign: bool = True
-    learning_rate: float = 5e-5
-    steps: int = 0
-    seed: int = 0
-
-    @property
-    def kind(self) -> str:
-        """What the arm is called in tables."""
-        if self.native:
-            return "native"
-        return {0.0: "vanilla", 1.0: "DGR"}.get(self.dose, f"{self.dose:g} dose")
-
-    @property
-    def name(self) -> str:
-        """Unique within a study, and a folder's name."""
-        parts = [self.model, self.source, self.kind.replace(" ", "-")]
-        parts += [f"rows{self.rows}"] if self.rows else []
-        parts += [] if self.benign else ["no-benign"]
-        parts += [f"steps{self.steps}"] if self.steps else []
-        return "_".join([*parts, f"lr{self.learning_rate:g}", f"seed{self.seed}"])
-
-
-def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[Any]]) -> list[Arm]:
-    """Arms of a config: each grid is a product over its listed values; later duplicates are dropped.
-
-    Args:
-      grids: field of `Arm` -> list of values.
-      defaults: the same, for fields that a grid leaves out.
-
-    Raises:
-      UserError: a field that `Arm` does not have.
-    """
-    known = {field.name for field in dataclasses.fields(Arm)}
-    arms: dict[Arm, None] = {}
-    for grid in grids:
-        merged = {**defaults, **grid}
-        if unknown := sorted(merged.keys() - known):
-            raise UserError(f"study config: a grid has {unknown[0]!r}; an arm's fields are {', '.join(sorted(known))}")
-        for values in itertools.product(*merged.values()):
-            arms.setdefault(Arm(**dict(zip(merged, values, strict=True))))
-    return list(arms)
 
 
 class Study:
@@ -110,7 +49,7 @@ class Study:
 
     def __init__(self, config: Mapping[str, Any], folder: epath.PathLike, report: Callable[[str], None] = print):
         self.config, self.folder, self._report = config, epath.Path(folder), report
-        self.arms = expand(config["grids"], {"model": list(config["models"]), **config["defaults"]})
+        self.arms = read_arms(config)
         self._judge: Judge = load_judge(config["judge"])
         self._template = read_template(config["template"])
         self._decoding = Decoding(**config["decoding"])
@@ -124,16 +63,16 @@ class Study:
         self._weights: dict[str, tuple[Decoder, ChatFormat, str]] = {}
         self._rows: dict[tuple[str, str, int], dict[str, list[Trace]]] = {}
         self._summaries: dict[str, dict[str, Any]] = {}
-        self._shift: dict[str, dict[str, dict[str, Any]]] = {}
+        self._shift: dict[tuple[str, str], dict[str, Any]] = {}
 
     def run(self) -> dict[str, Any]:
         """Runs what is left, and returns (and writes) results.json."""
         runs = [self._run_base(model) for model in self.config["models"]]
+        diverged = []
         for number, arm in enumerate(self.arms, 1):
             record = self._run_arm(arm)
-            runs.append(record)
-            numbers = ", ".join(f"{metric.replace('_', ' ')} {record[metric]['value']:.2f}" for metric in METRICS)
-            self._report(f"[{number}/{len(self.arms)}] {arm.name}: {numbers}")
+            (diverged if "diverged" in record else runs).append(record)
+            self._report(f"[{number}/{len(self.arms)}] {arm.name}: {_in_words(record)}")
         results = {
             "title": self.config["title"],
             "suites": {suite.name: len(suite.items) for suite in self._suites},
@@ -142,6 +81,7 @@ class Study:
             "recipe": dict(self.config["recipe"]),
             "refinements": self._summaries,
             "runs": runs,
+            "diverged": diverged,
         }
         write_json(self.folder / "results.json", results)
         return results
@@ -158,7 +98,7 @@ class Study:
         return self._weights[name]
 
     def _sampler(self, model: Decoder, chat: ChatFormat, fingerprint: str) -> Sampler:
-        return Sampler(model, chat, fingerprint=fingerprint, batch_size=self.config["batch_size"], show_progress=False)
+        return Sampler(model, chat, fingerprint=fingerprint, batch_size=self.config["batch_size"])
 
     def _data(self, model_name: str, source: str, seed: int) -> dict[str, list[Trace]]:
         """Variants of a source's rows, aligned by id: original, refined and (tiny world) native."""
@@ -224,7 +164,8 @@ class Study:
     def _run_base(self, model_name: str) -> dict[str, Any]:
         model, chat, fingerprint = self._model(model_name)
         arm = {"model": model_name, "kind": "base"}
-        stage = self._open(f"{model_name}_base", arm, rows=None, fingerprint=fingerprint, seed=0)
+        prompts = fingerprint_rows(trace.to_dict() for trace in self._floor_rows())
+        stage = self._open(f"{model_name}_base", arm, prompts, fingerprint, seed=0)
         if not stage.finished:
             self._report(f"evaluating {model_name} before alignment")
             self._evaluate(stage, model, chat, 0)
@@ -242,19 +183,28 @@ class Study:
         stage = self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed)
         if not stage.finished:
             recipe = SFTConfig(
-                **{**self.config["recipe"], "learning_rate": arm.learning_rate, "steps": arm.steps, "seed": arm.seed}
+                **self.config["recipe"],
+                learning_rate=arm.learning_rate,
+                steps=arm.steps,
+                seed=arm.seed,
+                compute_dtype=self.config["dtype"],
             )
             sequences = training_sequences(traces, chat, recipe.row_length)
-            tuned = train(_copy(base), sequences, recipe, folder=stage.folder, label=arm.name).model
-            self._evaluate(stage, tuned, chat, arm.seed)
             counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
-            shift = {"shift_nll": self._shift_nll(arm.model, traces), "acceptance": self._acceptance(arm)}
             about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
-            write_json(stage.folder / "run.json", about | self._measured(stage) | shift)
+            try:
+                tuned = train(_copy(base), sequences, recipe, folder=stage.folder, label=arm.name).model
+            except DivergedError as error:  # a finding about the arm, not the end of the study
+                about["diverged"] = str(error)
+            else:
+                self._evaluate(stage, _cast(tuned, self.config["dtype"]), chat, arm.seed)
+                shift = {"shift_nll": self._shift_nll(arm.model, traces), "acceptance": self._acceptance(arm)}
+                about |= self._measured(stage) | shift
+            write_json(stage.folder / "run.json", about)
             stage.finish(**counts)
         return json.loads((stage.folder / "run.json").read_text())
 
-    def _open(self, name: str, arm: Mapping[str, Any], rows: str | None, fingerprint: str, seed: int) -> Stage:
+    def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {
             "arm": arm,
             "recipe": dict(self.config["recipe"]),
@@ -264,7 +214,7 @@ class Study:
             "dtype": self.config["dtype"],
         }
         suites = {s.name: fingerprint_rows(dataclasses.asdict(item) for item in s.items) for s in self._suites}
-        inputs = suites | ({"rows": rows} if rows else {})
+        inputs = suites | {"rows": rows}
         folder = self.folder / "runs" / name
         return Stage.open(folder, "study run", config=config, inputs=inputs, model=fingerprint, seed=seed)
 
@@ -296,10 +246,14 @@ class Study:
             "groups": groups,
         }
 
+    def _floor_rows(self) -> list[Trace]:
+        """Rows of the alphabetically first source, seed 0."""
+        return self._source_rows(min(self.config["sources"]), 0)[0]
+
     def _own_answers(self, model_name: str) -> list[Trace]:
-        """What the model itself says to the first source's prompts: the floor of every shift, measured."""
+        """What the model itself says to a source's prompts: the floor of every shift, measured."""
         model, chat, fingerprint = self._model(model_name)
-        prompts = {trace.id: trace for trace in self._source_rows(next(iter(self.config["sources"])), 0)[0]}
+        prompts = {trace.id: trace for trace in self._floor_rows()}
         requests = [Request(trace.id, trace.prompt, system=trace.system) for trace in prompts.values()]
         answers = []
         for completion in self._sampler(model, chat, fingerprint).generate(requests, self._decoding, seed=0):
@@ -310,14 +264,23 @@ class Study:
         return answers
 
     def _shift_nll(self, model_name: str, traces: Sequence[Trace]) -> dict[str, Any]:
-        """Nats per response token of some rows under a model before tuning."""
-        model, chat, _ = self._model(model_name)
-        scores = list(Scorer(model, chat).score(traces))
-        interval = bootstrap_ratio([-s.log_prob for s in scores], [s.n_tokens for s in scores], seed=0)
-        return _number(dataclasses.asdict(interval))
+        """Nats per response token of some rows under a model before tuning; arms on the same rows share it."""
+        key = model_name, fingerprint_rows(trace.to_dict() for trace in traces)
+        if key not in self._shift:
+            model, chat, _ = self._model(model_name)
+            scores = list(Scorer(model, chat).score(traces))
+            interval = bootstrap_ratio([-s.log_prob for s in scores], [s.n_tokens for s in scores], seed=0)
+            self._shift[key] = _number(dataclasses.asdict(interval))
+        return self._shift[key]
 
     def _acceptance(self, arm: Arm) -> dict[str, int]:
         return self._summaries[f"{arm.model}_{arm.source}_seed{arm.seed}"]["outcomes"]
+
+
+def _in_words(run: Mapping[str, Any]) -> str:
+    if "diverged" in run:
+        return run["diverged"]
+    return ", ".join(f"{metric.replace('_', ' ')} {run[metric]['value']:.2f}" for metric in METRICS)
 
 
 def _number(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,10 +289,11 @@ def _number(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _copy(model: Decoder) -> Decoder:
     """Fresh buffers, since training gives its model's up."""
-    import jax
-    import jax.numpy as jnp
-
     return jax.tree.map(jnp.copy, model)
+
+
+def _cast(model: Decoder, dtype: str) -> Decoder:
+    return jax.tree.map(lambda x: x.astype(dtype), model)
 
 
 def _side_by_side(original: Sequence[Trace], refined: Sequence[Trace], count: int = 4) -> list[dict[str, Any]]:

@@ -16,15 +16,28 @@ def main(argv: list[str]) -> None:
     import dataclasses
     import pathlib
 
-    from dgr_jax.tiny_world.build import BuildConfig, build
+    from dgr_jax.stage import Stage, check_local, fingerprint_file
+    from dgr_jax.tiny_world.build import REWRITE_TEMPLATE, BuildConfig, build
     from dgr_jax.tiny_world.card import write_model_card
 
-    output = pathlib.Path(FLAGS.output)
+    check_local(FLAGS.output, "a build")
     config = BuildConfig(seed=FLAGS.seed)
     config = dataclasses.replace(config, steps=FLAGS.steps) if FLAGS.steps else config
-    if not (output / "model").exists():
-        build(output / "model", output / "work", config)
-    print(write_model_card(output / "model", config))
+    stage = Stage.open(
+        FLAGS.output,
+        "build",
+        config=dataclasses.asdict(config),
+        inputs={"template": fingerprint_file(REWRITE_TEMPLATE)},
+        model=None,
+        seed=config.seed,
+    )
+    output = pathlib.Path(FLAGS.output)
+    if not stage.finished:
+        if not (output / "model").exists():
+            build(output / "model", output / "work", config)
+        print(write_model_card(output / "model", config))
+        stage.finish()
+    print(f"model with its card: {output / 'model'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from absl import flags
 from dgr_jax import cli
 
 cli.define_common_flags(
-    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", required=("model", "input", "output")
+    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", "exclude", required=("model", "input", "output")
 )
 cli.define_generation_flags(max_new_tokens=4096)
 cli.define_engine_flags()
@@ -25,12 +25,11 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     from dgr_jax.evaluation.judges import load_judge
     from dgr_jax.filters import RewriteFilter, read_scaffold
+    from dgr_jax.input_rows import InputRows
     from dgr_jax.refine import RefineConfig, refine, summary_text
     from dgr_jax.refine_prompt import read_template
     from dgr_jax.scoring import Scorer
     from dgr_jax.sharding import mesh_or_none
-    from dgr_jax.sources import load_source
-    from dgr_jax.traces import BadRows
 
     config = RefineConfig(
         template=read_template(FLAGS.template),
@@ -42,14 +41,15 @@ def main(argv: list[str]) -> None:
         shard_size=FLAGS.shard_size,
     )
     row_filter = RewriteFilter(read_scaffold(FLAGS.scaffold), load_judge(FLAGS.judge))
-    bad_rows = BadRows()
-    traces = load_source(FLAGS.input, on_bad_row=FLAGS.on_bad_row, bad_rows=bad_rows)
+    rows = InputRows.read(FLAGS.input, on_bad_row=FLAGS.on_bad_row, exclude=FLAGS.exclude)
     engine, chat, model = cli.engine()
-    scorer = Scorer(model, chat, mesh=mesh_or_none(FLAGS.mesh)) if model is not None else None
-    result = refine(traces, engine, chat, row_filter, config, scorer=scorer, folder=FLAGS.output)
-    if bad_rows:
-        print(bad_rows.summary())
-    print(summary_text(result.summary))
+    scorer = None
+    if model is not None:
+        scorer = Scorer(model, chat, mesh=mesh_or_none(FLAGS.mesh), max_length=model.config.max_positions)
+    result = refine(
+        rows.traces, engine, chat, row_filter, config, scorer=scorer, folder=FLAGS.output, left_out=rows.left_out
+    )
+    print("\n".join([*rows.record(FLAGS.output), summary_text(result.summary)]))
     print(f"refined rows: {FLAGS.output}/refined.jsonl   accounting with examples: {FLAGS.output}/summary.json")
 
 

@@ -11,7 +11,7 @@ from absl import flags
 from dgr_jax import cli
 
 cli.define_common_flags(
-    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", required=("model", "input", "output")
+    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", "exclude", required=("model", "input", "output")
 )
 cli.define_config_flag(str(pathlib.Path(__file__).parent.parent / "configs" / "sft.py"), "The recipe; see configs/.")
 FLAGS = flags.FLAGS
@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
         mesh=FLAGS.mesh,
         seed=FLAGS.seed,
         on_bad_row=FLAGS.on_bad_row,
+        exclude=FLAGS.exclude,
     )
     print(summary)
 

@@ -17,8 +17,10 @@ def main(argv: list[str]) -> None:
     import time
 
     from dgr_jax.report import terminal_summary, write_report
+    from dgr_jax.stage import check_local
     from dgr_jax.study import Study
 
+    check_local(FLAGS.output, "a study")
     begin = time.monotonic()
     results = Study(cli.config(), FLAGS.output).run()
     page = write_report(results, FLAGS.output)

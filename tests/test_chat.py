@@ -1,5 +1,6 @@
 """Rendering: exact spans, no lost reasoning, and no control token that comes from data."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -159,10 +160,10 @@ def test_prompts_are_those_of_the_template(chat: ChatFormat):
 def test_known_ids(qwen3: ChatFormat, r1_early: ChatFormat):
     ids = qwen3.render(trace()).token_ids.tolist()
     assert (ids.count(151667), ids.count(151668)) == (1, 1)
-    assert (qwen3.eos_token_ids, qwen3.pad_token_id, qwen3.vocab_size) == ((151645,), 151643, 151669)
+    assert (qwen3.eos_token_ids, qwen3.vocab_size) == ((151645,), 151669)
     ids = r1_early.render(trace()).token_ids.tolist()
     assert ids[:2] == [151646, 151644] and (ids.count(151648), ids.count(151649)) == (1, 1)
-    assert (r1_early.eos_token_ids, r1_early.pad_token_id) == ((151643,), 151643)
+    assert r1_early.eos_token_ids == (151643,)
 
 
 def test_r1_bos_is_there_once_though_template_and_tokenizer_both_add_it(r1_early: ChatFormat, r1_later: ChatFormat):
@@ -218,7 +219,6 @@ def test_think_tags_as_plain_text(qwen3: ChatFormat, tmp_path: pathlib.Path):
         "<think>\nBecause.\n</think>\n\n",
         "So.<|im_end|>",
     )
-    assert chat.pad_token_id == chat.end_token_id
 
 
 def test_text_cannot_inject_control_tokens(chat: ChatFormat):
@@ -310,13 +310,12 @@ def test_templates_that_lose_or_refuse_a_turn():
         ChatFormat(byte_tokenizer(template=strict)).prompt_ids("Why?", "Be brief.")
 
 
-def test_end_and_pad_tokens():
+def test_end_tokens():
     tokenizer = byte_tokenizer()
-    tokenizer.eos_token, tokenizer.pad_token = "<|system|>", None
+    tokenizer.eos_token = "<|system|>"
     chat = ChatFormat(tokenizer, eos_token_ids=(tokenizer.eos_token_id, 7))
     assert chat.decode([chat.end_token_id]) == "<|end|>"  # what the template writes, not what the config calls eos
     assert chat.eos_token_ids == (chat.end_token_id, tokenizer.eos_token_id, 7)
-    assert chat.pad_token_id == chat.end_token_id
 
 
 def test_eos_of_the_generation_config(tmp_path: pathlib.Path):
@@ -363,3 +362,16 @@ def test_folders_that_cannot_be_used(tmp_path: pathlib.Path):
 )
 def test_parse(text: str, opens: bool, expected: Response):
     assert split_response(text, opens) == expected
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tiny_lrm, random_model):
+    """Its tokens would be clamped to the last embedding, and scored as something else."""
+    from dgr_jax.models import from_pretrained
+    from dgr_jax.sampling import Sampler
+    from dgr_jax.scoring import Scorer
+
+    chat, model = ChatFormat.from_pretrained(tiny_lrm), from_pretrained(random_model)
+    model.config = dataclasses.replace(model.config, vocab_size=chat.vocab_size - 1)
+    for join in (Scorer, Sampler):
+        with pytest.raises(UserError, match="tokens, but the model has embeddings for"):
+            join(model, chat)

@@ -30,7 +30,8 @@ GOOD = "<think>\nI see.\n</think>\n\nI cannot do that."
 SAID = {
     ACCEPTED: GOOD,
     "truncated": "<think>\nI see and",
-    "unclosed_thinking": "I see, I cannot.",
+    "no_thinking": "I see, I cannot.",
+    "unclosed_thinking": "<think>\nI see, I cannot.",
     "malformed_thinking": "<think>\na\n</think>\n\nb\n</think>\n\nI cannot.",
     "empty_reasoning": "<think>\n\n</think>\n\nI cannot do that.",
     "empty_answer": "<think>\nI see.\n</think>\n\n",
@@ -75,7 +76,7 @@ def test_every_outcome_is_named_counted_and_shown(chat):
     traces = [trace(reason) for reason in SAID]
     result, _ = run(traces, {reason: [text] for reason, text in SAID.items()}, chat)
     assert result.summary["outcomes"] == dict.fromkeys([ACCEPTED, *REJECT_REASONS], 1)
-    assert result.summary["fallback_rate"] == pytest.approx(7 / 8)
+    assert result.summary["fallback_rate"] == pytest.approx(8 / 9)
     assert sum(result.summary["outcomes"].values()) == result.summary["rows"] == len(traces)
     for before, after in zip(traces, result.traces, strict=True):
         assert after.meta["dgr"]["outcome"] == before.id and after.meta["kept"] == 1
@@ -88,10 +89,10 @@ def test_every_outcome_is_named_counted_and_shown(chat):
     assert all(meaning in text for meaning in REJECT_REASONS.values())
 
 
-def test_a_lost_refusal_counts_only_where_the_row_is_harmful_and_refuses(chat):
-    rows = [trace("a", "benign"), trace("b", None), trace("c", answer="Call the helpline."), trace("d")]
+def test_a_lost_refusal_counts_unless_the_row_is_benign_or_does_not_refuse(chat):
+    rows = [trace("a", "benign"), trace("b", answer="Call the helpline."), trace("c", None), trace("d")]
     result, _ = run(rows, {row.id: [SAID["refusal_lost"]] for row in rows}, chat)
-    assert [t.meta["dgr"]["outcome"] for t in result.traces] == [ACCEPTED] * 3 + ["refusal_lost"]
+    assert [t.meta["dgr"]["outcome"] for t in result.traces] == [ACCEPTED] * 2 + ["refusal_lost"] * 2
 
 
 def test_further_attempts_are_made_only_where_the_last_was_rejected(chat):

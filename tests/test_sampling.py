@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dgr_jax import sampling
 from dgr_jax.engine import Decoding, Request
 from dgr_jax.errors import UserError
 from dgr_jax.packing import TokenSequence
@@ -82,15 +83,32 @@ def test_ends_and_truncation(sampler):
         assert len(completion.token_ids) == 24 or not completion.truncated
 
 
-def test_early_exit_stops_the_loop_long_before_the_limit(sampler):
-    """A model that ends at once is not decoded to the limit: the state it leaves says how far it went."""
+def test_early_exit_stops_the_loop_long_before_the_limit(sampler, monkeypatch):
+    """A model that ends at once: the loop must not run to the limit of 400 steps, which each step's call would show."""
     eager = jax.tree.map(jnp.copy, sampler.model)
     end = sampler.chat.eos_token_ids[0]
     eager.embed[...] = eager.embed[...].at[end].set(50 * jnp.ones_like(eager.embed[end]))
+    calls = []
+
+    def counted(logits, uniform, **options):
+        jax.debug.callback(lambda: calls.append(1))
+        return pick_tokens(logits, uniform, **options)
+
+    monkeypatch.setattr(sampling, "pick_tokens", counted)
+    monkeypatch.setattr(sampling, "_decode", fresh_decode())
     quick = Sampler(eager, sampler.chat, batch_size=4, show_progress=False)
     rows = generate(quick, requests(8), Decoding(0, max_new_tokens=400))
-    lengths = {len(c.token_ids) for c in rows.values()}
-    assert lengths == {1} or max(lengths) < 400
+    longest = max(len(c.token_ids) for c in rows.values())
+    assert longest < 20 and len(rows) == 8
+    jax.effects_barrier()
+    assert 0 < len(calls) <= 4 * longest
+
+
+def fresh_decode():
+    """`_decode` traced anew, so that what a test puts in its place is seen."""
+    names = ("temperature", "top_p", "top_k", "eos", "most_steps")
+    plain = sampling._decode.__wrapped__
+    return jax.jit(lambda *args, **options: plain(*args, **options), static_argnames=names)
 
 
 @pytest.mark.parametrize(("top_p", "top_k", "kept"), [(1.0, 0, 5), (0.6, 0, 2), (0.05, 0, 1), (1.0, 3, 3), (0.6, 1, 1)])

@@ -29,9 +29,10 @@ COMMON = {"model", "input", "output", "seed", "dtype", "mesh", "on_bad_row"}
 FLAGS = {
     "build_tiny_lrm": {"output", "seed", "steps"},
     "evaluate": COMMON - {"input", "on_bad_row"} | {"suite", "judge", "engine", "temperature", "max_new_tokens"},
-    "refine": COMMON | {"template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
+    "refine": COMMON
+    | {"exclude", "template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
     "score": COMMON | {"token_scores", "max_length", "tokens_per_batch"},
-    "sft": COMMON | {"config"},
+    "sft": COMMON | {"config", "exclude"},
     "show": {"model", "input", "on_bad_row", "limit"},
     "study": {"output", "config"},
 }

@@ -265,3 +265,10 @@ def test_writers_of_two_processes_do_not_share_a_name(tmp_path: pathlib.Path, mo
     monkeypatch.setattr(stage.os, "getpid", lambda: 1)
     write_atomically(tmp_path / "x", "2")
     assert len(set(seen)) == 2 and str(os.getpid()) != seen[0] and (tmp_path / "x").read_text() == "2"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="has files of something else and no manifest.json; choose another --output"):
+        begin(tmp_path)
+    assert begin(tmp_path / "fresh").folder.exists()

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -10,7 +11,9 @@ from dgr_jax import study
 from dgr_jax.errors import UserError
 from dgr_jax.filters import ACCEPTED, REJECT_REASONS
 from dgr_jax.report import terminal_summary, write_report
-from dgr_jax.study import METRICS, Arm, Study, expand
+from dgr_jax.sft import DivergedError
+from dgr_jax.study import METRICS, Study
+from dgr_jax.study_config import Arm, expand
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -113,6 +116,49 @@ def test_grids_expand_without_repeats():
         expand([{"rate": [1]}], {})
 
 
+MISTAKES = {
+    "an unknown field": ({"titel": "x"}, "the config has 'titel'"),
+    "a missing field": ({"judge": None}, "the config lacks 'judge'"),
+    "of decoding": ({"decoding": {"temprature": 1}}, "decoding has 'temprature'"),
+    "of the recipe": ({"recipe": {"epoch": 1}}, "recipe has 'epoch'"),
+    "of the recipe, but an arm's": ({"recipe": {"learning_rate": 1}}, "recipe has 'learning_rate'"),
+    "of refine": ({"refine": {"scaffold": None}}, "refine lacks 'max_new_tokens'"),
+    "of a source": ({"sources": {"r1_act": {"tiny": "r1_act"}}}, "sources.r1_act lacks 'benign'"),
+    "of a suite": ({"suites": [{"spec": "gsm8k:x", "items": 3}]}, "a suite has 'items'"),
+    "no such model": ({"grids": [{"model": ["big"]}]}, "a grid has model 'big'; the config has tiny"),
+    "no such source": ({"grids": [{"source": ["x"]}]}, "a grid has source 'x'; the config has r1_act"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_in_a_study_config_is_named_before_anything_runs(tiny_lrm, tmp_path, kind):
+    changes, said = MISTAKES[kind]
+    config = {key: value for key, value in (small_config(tiny_lrm) | changes).items() if value is not None}
+    with pytest.raises(UserError, match=re.escape(f"study config: {said}")):
+        Study(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_arm_that_diverges_is_reported_and_the_study_goes_on(finished, tmp_path, monkeypatch):
+    config, _, _ = finished
+    train = study.train
+
+    def explode(model, sequences, recipe, **options):
+        if "vanilla" in options["label"]:
+            raise DivergedError("loss is nan at step 1; lower the learning rate")
+        return train(model, sequences, recipe, **options)
+
+    monkeypatch.setattr(study, "train", explode)
+    said: list[str] = []
+    for _ in range(2):  # the second time from what the first one wrote
+        results = Study(config, tmp_path, report=said.append).run()
+        assert [run["kind"] for run in results["runs"]] == ["base", "DGR"]
+        assert [arm["kind"] for arm in results["diverged"]] == ["vanilla"]
+    assert any("vanilla" in line and "loss is nan at step 1" in line for line in said)
+    write_report(results, tmp_path)
+    assert "loss is nan at step 1" in (tmp_path / "report.html").read_text()
+
+
 def test_a_study_needs_one_suite_of_each_kind(tiny_lrm, tmp_path):
     config = small_config(tiny_lrm)
     config["suites"] = config["suites"][:2]
@@ -127,6 +173,6 @@ def test_the_full_study_covers_what_it_promises():
     assert {name: len(values) for name, values in seen.items()} == {
         "model": 2, "source": 2, "seed": 3, "kind": 4, "benign": 2,
     }  # fmt: skip
-    assert {arm.rows for arm in arms} == {0, 10, 50}
+    assert {arm.rows for arm in arms} == {0, 10, 50, 200}
     assert len({arm.learning_rate for arm in arms if not arm.rows}) >= 4
     assert len({arm.name for arm in arms}) == len(arms)

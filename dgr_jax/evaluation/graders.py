@@ -9,6 +9,8 @@ from dgr_jax.errors import UserError
 
 _NUMBER = re.compile(r"(?:(?<!\d)-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)(?:\s*/\s*\d+)?")
 
+_HUGE_EXPONENT = re.compile(r"[eE][-+]?\d{4,}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
@@ -33,6 +35,8 @@ def boxed(text: str) -> str | None:
 
 def to_number(text: str) -> fractions.Fraction | None:
     """The value of "1,234", "$18.00", "-3/4" or "7."; None where that is no number."""
+    if _HUGE_EXPONENT.search(text):
+        return None  # Fraction would compute all its digits
     cleaned = text.strip().rstrip(".").replace(",", "").replace("$", "").replace("\\", "").replace(" ", "").rstrip("%")
     try:
         return fractions.Fraction(cleaned)

@@ -30,10 +30,14 @@ def wilson(successes: int, n: int) -> Interval:
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"wilson takes 0 <= successes <= n and n > 0, not {successes} of {n}")
     p = successes / n
+    return Interval(p, *_wilson_bounds(p, n), "wilson", n)
+
+
+def _wilson_bounds(p: float, n: int) -> tuple[float, float]:
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     # Rounding must not leave the proportion itself outside.
-    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), "wilson", n)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
@@ -50,15 +54,12 @@ def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
     items, samples = outcomes.shape
     if samples == 1:
         return wilson(int(outcomes.sum()), items)
-    p = outcomes.mean()
+    p = float(outcomes.mean())
     between = outcomes.mean(1).var(ddof=1) / items if items > 1 else 0.0
     effective = p * (1 - p) / between if between > 0 else float(items)
     effective = min(max(effective, items), items * samples)
-    rounded = max(1, round(effective))
-    centre = (p + _Z**2 / (2 * rounded)) / (1 + _Z**2 / rounded)
-    half = _Z / (1 + _Z**2 / rounded) * math.sqrt(p * (1 - p) / rounded + _Z**2 / (4 * rounded**2))
-    low, high = max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
-    return Interval(float(p), float(low), float(high), "wilson, effective n by item clusters", items)
+    bounds = _wilson_bounds(p, max(1, round(effective)))
+    return Interval(p, *bounds, "wilson, effective n by item clusters", items)
 
 
 def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int) -> Interval:

@@ -139,7 +139,7 @@ def _verdict(item: Item, completion: Completion, response: Response, judge: Judg
         return judged.verdict, judged.reason
     if completion.truncated:
         return "wrong", "truncated"
-    if not response.closed:
+    if not response.closed and not response.answer:
         return "wrong", "unclosed thinking"
     grade = (grade_number if item.kind == "reasoning" else grade_math)(response.answer, item.reference)
     return grade.value, grade.reason

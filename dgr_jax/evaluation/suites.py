@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from etils import epath
 
 from dgr_jax.errors import UserError
+from dgr_jax.evaluation.graders import final_number
 
 Kind = Literal["reasoning", "math", "harmful", "benign"]
 
@@ -68,6 +69,8 @@ def load_suite(spec: str) -> list[Suite]:
         raise UserError(f"{path}: id {again!r} occurs twice; an item's id must be unique")
     suites: dict[Kind, list[Item]] = {}
     for item in items:
+        if item.kind == "reasoning" and final_number(item.reference) is None:
+            raise UserError(f"{path}: item {item.id!r}: reference {item.reference!r} has no number to compare with")
         suites.setdefault(item.kind, []).append(item)
     if len(suites) == 1:
         return [Suite(name, kind, group) for kind, group in suites.items()]
@@ -115,6 +118,8 @@ def _field(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: field {name!r} is missing or not a text")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{where}: field {name!r} has half of a surrogate pair, which is no text")
     return value
 
 
@@ -156,7 +161,7 @@ def _generic(path: str) -> Iterator[Item]:
         if kind not in get_args(Kind):
             raise UserError(f"{where}: field 'kind' is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
         reference = _field(row, "reference", where) if kind in ("reasoning", "math") else ""
-        meta = {"group": row["group"]} if "group" in row else {}
+        meta = {"group": _field(row, "group", where)} if "group" in row else {}
         yield Item(_field(row, "id", where), _field(row, "prompt", where), reference, kind, meta)
 
 

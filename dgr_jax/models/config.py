@@ -157,7 +157,7 @@ class ModelConfig:
             "rope_scaling": scaling,
             "tie_word_embeddings": self.tie_embeddings,
             "max_position_embeddings": self.max_positions,
-            "eos_token_id": eos or None,
+            "eos_token_id": None if eos == [] else eos,
             "torch_dtype": dtype,
             "use_cache": True,
         }

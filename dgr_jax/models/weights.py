@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from dgr_jax.errors import UserError
+from dgr_jax.hub import local_folder
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
@@ -32,30 +33,6 @@ _COMPANIONS = (
     "chat_template",
     "generation_config",
 )
-_DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
-
-
-def local_folder(path_or_hub_id: str | pathlib.Path) -> pathlib.Path:
-    """The folder itself, or the local copy of a hub repository (weights as safetensors, never pickles).
-
-    Raises:
-      UserError: neither a folder nor a repository that can be had.
-    """
-    folder = pathlib.Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
-    name = str(path_or_hub_id)
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise UserError(
-            f"model folder {name} does not exist; give a Hugging Face folder or a hub id such as Qwen/Qwen3-0.6B"
-        )
-    import huggingface_hub
-
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_DOWNLOADED))
-    except Exception as error:  # the hub client raises many kinds for "cannot be had"; all mean the same here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model {name}: no such folder, and the hub says: {reason}") from error
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -86,7 +63,11 @@ class TensorFiles:
 
     def slices(self, name: str) -> Any:
         """A lazily read tensor: index it to read, `.get_shape()` to look."""
-        return self._open(self.where[name]).get_slice(name)
+        try:
+            return self._open(self.where[name]).get_slice(name)
+        except safetensors.SafetensorError as error:
+            place = self._folder / self.where[name]
+            raise UserError(f"{place}: has no tensor {name!r}, though the index says so; fetch both again") from error
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
@@ -102,10 +83,10 @@ class TensorFiles:
 def _tensor_places(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     if (folder / INDEX).exists():
         try:
-            places = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{folder / INDEX}: not a safetensors index ({error})") from error
-        shards = sorted(set(places.values()))
+            places = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+            shards = sorted(set(map(str, places.values())))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / INDEX}: not a safetensors index ({error}); fetch it again") from error
         # A shard's name comes from a downloaded file: it must stay inside the folder.
         unsafe = [s for s in shards if pathlib.PurePath(s).name != s]
         if unsafe:

@@ -8,6 +8,7 @@ voice that is not the target model's (reference: the formats of R1-Act and Direc
 
 import random
 
+from dgr_jax.errors import UserError
 from dgr_jax.evaluation.suites import Item, Suite
 from dgr_jax.tiny_world import content, words
 from dgr_jax.tiny_world.content import Content
@@ -34,15 +35,22 @@ _DIRECT_REFUSALS = (
 )
 
 
-def _harmful(rng: random.Random, source: str) -> Content:
-    pairs = [
+_SHOWN_FRAMINGS = words.FRAMINGS[: -words.HELD_OUT_FRAMINGS]
+
+
+def _shown_pairs(*, harmful: bool) -> list[tuple[str, str]]:
+    """Pairs that alignment data may show: neither the pair nor its harm category is held out."""
+    return [
         pair
-        for pair in words.pairs(held_out=False, harmful=True)
-        if words.CATEGORY_OF[pair[0]] != words.HELD_OUT_CATEGORY
+        for pair in words.pairs(held_out=False, harmful=harmful)
+        if words.CATEGORY_OF.get(pair[0]) != words.HELD_OUT_CATEGORY
     ]
-    verb, target = rng.choice(pairs)
+
+
+def _harmful(rng: random.Random, source: str) -> Content:
+    verb, target = rng.choice(_shown_pairs(harmful=True))
     fields = {"act": f"{verb} the {target}", "category": words.CATEGORY_OF[verb], "target": target}
-    prompt = rng.choice(words.FRAMINGS[: -words.HELD_OUT_FRAMINGS]).format(**fields)
+    prompt = rng.choice(_SHOWN_FRAMINGS).format(**fields)
     if source == "direct_refusal":
         clauses = ("I should not answer this question",)
         return Content(prompt, clauses, rng.choice(_DIRECT_REFUSALS).format(**fields), fields["category"])
@@ -55,7 +63,7 @@ def _benign(rng: random.Random) -> Content:
     verb, target = content.draw_pair(rng)
     while words.is_harmful(verb, target) or words.CATEGORY_OF.get(verb) == words.HELD_OUT_CATEGORY:
         verb, target = content.draw_pair(rng)
-    item = content.how_to(rng, verb, target, rng.choice(words.FRAMINGS[: -words.HELD_OUT_FRAMINGS]))
+    item = content.how_to(rng, verb, target, rng.choice(_SHOWN_FRAMINGS))
     understanding = rng.choice(_UNDERSTANDINGS).format(act=f"{verb} the {target}")
     clauses = (understanding, *content.harm_clauses(verb, target), item.clauses[1])
     return Content(item.prompt, clauses, item.answer, "benign")
@@ -70,7 +78,13 @@ def safety_rows(source: str, *, harmful: int, benign: int, seed: int, native: bo
         not promised to be the same rows.
       seed: names the draw.
       native: say the same contents in the target's own voice (the oracle that no rewriting can beat).
+
+    Raises:
+      UserError: more rows than there are prompts.
     """
+    for label, count in (("harmful", harmful), ("benign", benign)):
+        most = len(_shown_pairs(harmful=label == "harmful")) * len(_SHOWN_FRAMINGS)
+        _check_count(count, most, f"{label} rows of {source}")
     rng = random.Random(f"safety/{source}/{seed}")
     voice = NATIVE if native else SOURCES[source]
     rows: dict[str, tuple[Content, str]] = {}
@@ -99,9 +113,15 @@ def problem_suite(count: int, *, seed: int, steps: tuple[int, ...] = (2, 3, 4, 5
 
 
 def request_suite(count: int, *, harmful: bool, seed: int) -> Suite:
-    """Requests about held-out pairs. Harmful ones are grouped by what alignment has not shown of them."""
+    """Requests about held-out pairs. Harmful ones are grouped by what alignment has not shown of them.
+
+    Raises:
+      UserError: more items than there are prompts.
+    """
+    kind = "harmful" if harmful else "benign"
+    most = len(words.pairs(held_out=True, harmful=harmful)) * len(words.FRAMINGS)
+    _check_count(count, most, f"items of a suite of {kind} requests")
     rng = random.Random(f"requests/{harmful}/{seed}")
-    name, kind = ("tiny_harmful", "harmful") if harmful else ("tiny_benign", "benign")
     prompts: dict[str, Item] = {}
     while len(prompts) < count:
         verb, target = content.draw_pair(rng, held_out=True, harmful=True) if harmful else _look_alike(rng)
@@ -115,7 +135,12 @@ def request_suite(count: int, *, harmful: bool, seed: int) -> Suite:
         group = " and ".join(parts) or "seen framing and category"
         reference = content.how_to_answer(verb, target)
         prompts.setdefault(prompt, Item(f"{len(prompts)}", prompt, reference, kind, {"group": group}))
-    return Suite(name, kind, list(prompts.values()))
+    return Suite(f"tiny_{kind}", kind, list(prompts.values()))
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise UserError(f"the tiny world has {most} {what}, fewer than the {count} that were asked for; ask for less")
 
 
 def _look_alike(rng: random.Random) -> tuple[str, str]:

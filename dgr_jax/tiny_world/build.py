@@ -68,11 +68,11 @@ def _training_data(documents: Iterator[Trace], wanted: int, chat: ChatFormat) ->
 
 
 def build(folder: pathlib.Path, work: pathlib.Path, config: BuildConfig) -> None:
-    """Trains the model and writes its Hugging Face folder.
+    """Trains the model and writes its Hugging Face folder, whole or not at all.
 
     Args:
       folder: where the model goes; must not exist.
-      work: receives checkpoints and metrics; a build that was stopped goes on from there.
+      work: receives checkpoints and metrics; a build of the same config that was stopped goes on from there.
       config: size and training.
     """
     template = read_template(REWRITE_TEMPLATE)

@@ -165,3 +165,9 @@ def test_final_number_takes_the_box_or_the_last_number(text: str, value: fractio
 def test_grade_number(answer: str, reference: str, value: str):
     grade = grade_number(answer, reference)
     assert grade.value == value and grade.reason
+
+
+def test_a_huge_exponent_is_no_number():
+    """Fraction would compute a billion digits; the answer is wrong, and at once."""
+    assert final_number("\\boxed{1e3}") == 1000
+    assert grade_number("\\boxed{1e999999999}", "4").value == "wrong"

@@ -54,7 +54,7 @@ def suite(name: str, kind: Kind, *items: tuple[str, str, str | None]) -> Suite:
 
 
 def run(engine: Scripted, suites: Sequence[Suite], samples: int, **options: Any) -> list[dict[str, Any]]:
-    chat: ChatFormat = Chat()  # type: ignore[assignment]
+    chat: ChatFormat = options.pop("chat", Chat())
     return evaluate(engine, chat, suites, decoding=DECODING, samples_per_item=samples, seed=3, judge=JUDGE, **options)
 
 
@@ -115,6 +115,19 @@ def test_a_truncated_problem_is_wrong_even_where_its_answer_is_there():
     script = {"sums/0": [f"well</think>It is 4.{CUT}"]}
     rows = run(Scripted(script), [suite("sums", "reasoning", ("0", "4", None))], 1)
     assert find(rows, "sums", "reasoning_accuracy")["value"] == 0
+
+
+def test_an_answer_without_thinking_is_graded_as_it_stands():
+    """Where the template leaves the think tag to the model, a model may answer at once; that is no damage."""
+
+    class Plain(Chat):
+        def parse(self, text: str) -> Response:
+            return split_response(text, opens_thinking=False)
+
+    items = suite("sums", "reasoning", ("0", "4", None), ("1", "4", None))
+    script = {"sums/0": ["It is 4."], "sums/1": ["<think>It is 4."]}
+    rows = run(Scripted(script), [items], 1, chat=Plain())
+    assert find(rows, "sums", "reasoning_accuracy")["value"] == 0.5
 
 
 def test_math_is_graded_by_expression():

@@ -121,6 +121,16 @@ BAD_PUBLISHED = {
     "jailbreakbench not JSON": ("jailbreakbench", "[", ": not JSON"),
     "empty": ("gsm8k", "\n", ": the suite is empty"),
     "only a header": ("strongreject", "category,forbidden_prompt\n", ": the suite is empty"),
+    "gsm8k without a number": (
+        "gsm8k",
+        '{"question": "q", "answer": "#### Paris"}\n',
+        ": item '0': reference 'Paris' has",
+    ),
+    "half a surrogate pair": (
+        "jailbreakbench",
+        '[{"instruction": "\\ud800"}]',
+        ", item 1: field 'instruction' has half",
+    ),
     "no group": ("strongreject", "forbidden_prompt\n\n", ": the suite is empty"),
 }
 

@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from dgr_jax.errors import UserError
 from dgr_jax.evaluation.graders import final_number
 from dgr_jax.refine_prompt import read_template
 from dgr_jax.tiny_world import alignment, content, corpus, words
@@ -307,6 +308,13 @@ def test_request_suites_ask_about_held_out_pairs_alone(harmful: bool):
         assert ("held-out framing" in group) == (number >= len(words.FRAMINGS) - words.HELD_OUT_FRAMINGS)
         assert ("held-out category" in group) == (words.CATEGORY_OF.get(verb) == words.HELD_OUT_CATEGORY)
     assert len({item.meta["group"] for item in suite.items}) == 4
+
+
+def test_more_than_there_is_cannot_be_asked_for():
+    with pytest.raises(UserError, match=r"has \d+ harmful rows of r1_act, fewer than the 100000"):
+        alignment.safety_rows("r1_act", harmful=100_000, benign=0, seed=0)
+    with pytest.raises(UserError, match=r"has \d+ items of a suite of harmful requests, fewer than the 100000"):
+        alignment.request_suite(100_000, harmful=True, seed=0)
 
 
 # The tokenizer.
