@@ -146,9 +146,11 @@ def test_score_writes_a_record_per_trace(scored, rows_and_a_bad_one):
 
     said = done.stdout.split("\n")
     assert said[:3] == ["4 traces scored", "skipped 1 bad row", said[2]] and f"{rows_and_a_bad_one}:1: " in said[2]
+    assert said[3] == f"all of them: {output}/left_out.txt"
+    assert f"{rows_and_a_bad_one}:1: " in (output / "left_out.txt").read_text()
     tokens = sum(r["n_tokens"] for r in records)
     mean = -sum(r["log_prob"] for r in records) / tokens
-    assert said[3].split() == ["response", str(tokens), "tokens", f"{mean:.4f}", "nats", "per", "token"]
+    assert said[4].split() == ["response", str(tokens), "tokens", f"{mean:.4f}", "nats", "per", "token"]
     assert said[-2] == f"scores: {output}/scores.jsonl"
 
 
