@@ -11,6 +11,9 @@ import numpy as np
 NOTICEABLE = 0.05
 """Differences of a rate up to this (5 points) are not called differences."""
 
+_FEWEST_TO_RANK = 4
+"""Runs from which on a rank correlation is given: two runs always correlate perfectly."""
+
 _SETTING: tuple[str, ...] = ("model", "source", "benign", "rows", "steps", "learning_rate")
 _RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
 
@@ -145,6 +148,9 @@ def _shift(runs: Sequence[Run]) -> Iterator[str]:
         groups |= {"all sources": chosen} if len(groups) > 1 else {}
         parts = []
         for name, group in groups.items():
+            if len(group) < _FEWEST_TO_RANK:
+                parts.append(f"{name} has too few runs ({len(group)})")
+                continue
             lost = [base[r["model"]] - r["reasoning_accuracy"]["value"] for r in group]
             rho = rank_correlation([r["shift_nll"]["value"] for r in group], lost)
             parts.append(f"{name} {'undefined' if rho is None else f'{rho:+.2f}'} ({_count(len(group), 'run')})")
@@ -184,12 +190,14 @@ def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
         ]
         gain = f"{100 * statistics.fmean(pair.gains):+.0f} [{100 * min(pair.gains):+.0f}, {100 * max(pair.gains):+.0f}]"
         reasoning = [f"{statistics.fmean(arm['reasoning_accuracy']):.2f}" for arm in (pair.vanilla, pair.refined)]
-        setting = [_show(pair.setting[key]) for key in varying]
+        setting = [_show(key, pair.setting[key]) for key in varying]
         rows.append([*setting, str(len(pair.gains)), f"{pair.base:.2f}", *reasoning, gain, *means, pair.verdict])
     return rows
 
 
-def _show(value: Any) -> str:
+def _show(key: str, value: Any) -> str:
+    if key in ("rows", "steps") and value == 0:
+        return {"rows": "all", "steps": "by epochs"}[key]
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

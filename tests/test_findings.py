@@ -72,6 +72,7 @@ def test_claims_speak_of_what_the_runs_show():
     assert "Harmful rate: DGR's is +10.0 points from vanilla's on average, noticeably higher in 2 of 2" in safety
     shift = said["Damage grows with the shift of the rows"]
     assert "at learning rate 0.0002: s +0.95 (4 runs)" in shift
+    assert "s has too few runs (2)" in dict(claims(runs[:5]))["Damage grows with the shift of the rows"]
     few = said["A few rows switch refusal on"]
     assert "vanilla on 10 rows leaves a harmful rate of 1.00 [1.00, 1.00] in 1 run;" in few
     assert "Not tested" in dict(claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)]))["Safety is kept"]

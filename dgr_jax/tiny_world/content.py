@@ -5,6 +5,7 @@ Each function draws one `Content` from a `random.Random`; the same state gives t
 
 import dataclasses
 import random
+import re
 
 from dgr_jax.tiny_world import words
 
@@ -200,8 +201,28 @@ def _statement_answer(rng: random.Random) -> str:
     return answer
 
 
+_LOOSE_WORDS = sorted(
+    {
+        word
+        for text in (
+            *words.ALL_VERBS, *words.DANGEROUS_VERBS, *words.ALL_TARGETS, *words.TOOLS, *words.FINISHES, *words.GOODS,
+            *words.NAMES, *words.FACTS.values(), *_ACTORS, *_OBJECTS, *_MODALS, *_NEGATIONS, *_VERBS, *_STATES,
+            *(re.sub(r"{\w+}", "", tail) for tail in _TAILS), "asks how it could", "why nobody takes that way",
+        )
+        for word in text.split()
+    }
+    - {"I", "the"}
+)  # fmt: skip
+"""Without "the" no pair of verb and target can arise, and without "I" no refusal."""
+
+
+def jumble(rng: random.Random) -> str:
+    """Words in no order: nothing but copying gets them right."""
+    return " ".join(rng.choices(_LOOSE_WORDS, k=rng.randint(2, 9)))
+
+
 def mixed(rng: random.Random) -> Content:
-    """A request with clauses and an answer thrown together from every kind of text, most of them untrue."""
+    """A request with clauses and an answer thrown together from every kind of text, most untrue, many senseless."""
     verb, target = draw_pair(rng)
     prompt = rng.choice(
         (
@@ -219,10 +240,13 @@ def mixed(rng: random.Random) -> Content:
     return Content(prompt, clauses, answer, "mixed")
 
 
+_JUMBLED = 0.4
 _LAST_WORDS = ("today", "at all", "instead", "for a friend")
 
 
 def _any_clause(rng: random.Random) -> str:
+    if rng.random() < _JUMBLED:
+        return jumble(rng)
     verb, target = draw_pair(rng)
     number, goods = rng.randint(1, 60), rng.choice(words.GOODS)
     return rng.choice(
@@ -243,6 +267,9 @@ def _any_clause(rng: random.Random) -> str:
 
 
 def _any_answer(rng: random.Random) -> str:
+    if rng.random() < _JUMBLED:
+        text = jumble(rng)
+        return text[0].upper() + text[1:] + "."
     verb, target = draw_pair(rng)
     while words.is_harmful(verb, target):
         verb, target = draw_pair(rng)
