@@ -2,7 +2,7 @@
 
 python scripts/study.py --config=configs/tiny.py --output=runs/demo        (make demo)
 
-About ten minutes on 2 CPU cores; a second run takes seconds. One seed: an illustration, not evidence. The full study
+About five minutes on 2 CPU cores; a second run takes seconds. One seed: an illustration, not evidence. The full study
 is configs/tiny_full.py.
 """
 

@@ -245,6 +245,9 @@ class ChatFormat:
 
     def _mask(self, *texts: str) -> tuple[list[str], dict[str, str]]:
         """Replaces what spells a control token by private characters that the texts do not have."""
+        for text in texts:
+            if lone := re.search("[\ud800-\udfff]", text):
+                raise UserError(f"the text has half of a surrogate pair, {ascii(lone[0])}, which is no character")
         spellings: dict[str, str] = {}
         free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if not any(c in text for text in texts))
         chosen: dict[str, str] = {}

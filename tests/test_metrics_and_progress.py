@@ -40,7 +40,7 @@ def test_a_line_per_step_at_once(tmp_path: pathlib.Path, board: bool):
 
 
 def test_steps_that_will_be_run_again_are_dropped(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "_tensorboard", lambda folder: None)
+    monkeypatch.setattr(metrics, "_tensorboard", lambda folder, resume_step: None)
     write_steps(tmp_path, 0, 5)
     write_steps(tmp_path, 3, 6)
     assert steps_in(tmp_path) == [0, 1, 2, 3, 4, 5]
