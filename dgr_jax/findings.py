@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ NOTICEABLE = 0.05
 
 _FEWEST_TO_RANK = 4
 """Runs from which on a rank correlation is given: two runs always correlate perfectly."""
+
+ALL_SOURCES = "all sources"
 
 _SETTING: tuple[str, ...] = ("model", "source", "benign", "rows", "steps", "learning_rate")
 _RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
@@ -100,7 +102,7 @@ def claims(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found = [
         ("Refined rows cost less reasoning than the originals", _reasoning(whole)),
         ("Safety is kept", _safety(whole)),
-        ("Damage grows with the shift of the rows", " ".join(_shift(runs))),
+        ("Damage grows with the shift of the rows", _shift(runs)),
     ]
     return found + ([("A few rows switch refusal on", _few_rows(few))] if few else [])
 
@@ -134,27 +136,69 @@ def _safety(pairs: Sequence[Comparison]) -> str:
     return text[0].upper() + text[1:]
 
 
-def _shift(runs: Sequence[Run]) -> Iterator[str]:
-    """Rank correlations at one learning rate: within each source, and over all of them."""
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Spearman's rho of shift and lost accuracy over the runs on all rows at one learning rate.
+
+    Attributes:
+      source: one source, or "all sources".
+      per_token, per_row: with the shift as nats per token, and summed over a row; None where a side does not vary.
+    """
+
+    learning_rate: float
+    source: str
+    runs: int
+    per_token: float | None
+    per_row: float | None
+
+
+def correlate(runs: Sequence[Run]) -> list[Correlation]:
+    """At each learning rate within each source, and over all of them where there are several; tiny groups left out."""
     base = {run["model"]: run["reasoning_accuracy"]["value"] for run in runs if run["kind"] == "base"}
     whole = [run for run in runs if run["kind"] != "base" and not run["rows"]]
-    if len({run["kind"] for run in whole}) < 2:
-        yield "Not tested: one kind of arm alone."
-        return
+    found = []
     for rate in sorted({run["learning_rate"] for run in whole}):
         chosen = [run for run in whole if run["learning_rate"] == rate]
         sources = sorted({run["source"] for run in chosen})
         groups = {source: [run for run in chosen if run["source"] == source] for source in sources}
-        groups |= {"all sources": chosen} if len(groups) > 1 else {}
-        parts = []
+        groups |= {ALL_SOURCES: chosen} if len(groups) > 1 else {}
         for name, group in groups.items():
-            if len(group) < _FEWEST_TO_RANK:
-                parts.append(f"{name} has too few runs ({len(group)})")
-                continue
-            lost = [base[r["model"]] - r["reasoning_accuracy"]["value"] for r in group]
-            rho = rank_correlation([r["shift_nll"]["value"] for r in group], lost)
-            parts.append(f"{name} {'undefined' if rho is None else f'{rho:+.2f}'} ({_count(len(group), 'run')})")
-        yield f"Rank correlation of shift and lost accuracy at learning rate {rate:g}: {', '.join(parts)}."
+            if len(group) >= _FEWEST_TO_RANK:
+                lost = [base[run["model"]] - run["reasoning_accuracy"]["value"] for run in group]
+                per_token = [run["shift_nll"]["value"] for run in group]
+                lengths = [run["train_tokens"] / run["train_rows"] for run in group]
+                per_row = [nats * length for nats, length in zip(per_token, lengths, strict=True)]
+                rhos = rank_correlation(per_token, lost), rank_correlation(per_row, lost)
+                found.append(Correlation(rate, name, len(group), *rhos))
+    return found
+
+
+def _shift(runs: Sequence[Run]) -> str:
+    found = correlate(runs)
+    if not found:
+        return f"Not tested: no source has {_FEWEST_TO_RANK} runs at one learning rate."
+    parts = []
+    for where, chosen in (
+        ("within a source", [c for c in found if c.source != ALL_SOURCES]),
+        ("over all sources", [c for c in found if c.source == ALL_SOURCES]),
+    ):
+        rhos = [c.per_token for c in chosen if c.per_token is not None]
+        if rhos:
+            parts.append(
+                f"{where}, rho is positive in {sum(rho > 0 for rho in rhos)} of {_count(len(rhos), 'group')} "
+                f"of one learning rate, {statistics.fmean(rhos):+.2f} on average"
+            )
+    text = "; ".join(parts) or "neither shift nor damage varies"
+    return text[0].upper() + text[1:] + "."
+
+
+def correlation_table(found: Sequence[Correlation]) -> list[list[str]]:
+    """Head and one row per correlation."""
+    rows = [["learning rate", "source", "runs", "rho, shift per token", "rho, shift per row"]]
+    for c in found:
+        rhos = ["-" if rho is None else f"{rho:+.2f}" for rho in (c.per_token, c.per_row)]
+        rows.append([f"{c.learning_rate:g}", c.source, f"{c.runs}", *rhos])
+    return rows
 
 
 def _few_rows(runs: Sequence[Run]) -> str:

@@ -107,6 +107,8 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     sections += [_Table("Held against the paper", _CLAIMS_TEXT, claims)]
     compared = findings.comparison_table(findings.compare(results["runs"]))
     sections += [_Table("The same rows in other words", _COMPARISON_TEXT, compared)]
+    if correlations := findings.correlate(results["runs"]):
+        sections += [_Table("Shift and damage", _CORRELATION_TEXT, findings.correlation_table(correlations))]
     sections += [_Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
     sections += [_Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
     sections += [_acceptance(results["refinements"]), *_examples(results["refinements"]), _setup(results)]
@@ -127,6 +129,10 @@ _COMPARISON_TEXT = (
     "vanilla in points, mean over seeds with the range. The last column says whether refined rows did less damage: "
     "agrees or contradicts where the mean difference is noticeable and has one sign in every seed; no damage where "
     "neither arm lost a noticeable part of the accuracy before alignment; else undecided."
+)
+_CORRELATION_TEXT = (
+    "Spearman's rank correlation of lost reasoning accuracy with the rows' negative log-likelihood under the model "
+    "before alignment, per response token and summed over a row, over the runs on all rows at one learning rate."
 )
 _GROUPS_TEXT = (
     "The same rates where it matters what the model has seen: problems by number of steps, requests by whether their "

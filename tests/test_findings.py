@@ -9,14 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgr_jax.findings import claims, compare, comparison_table, rank_correlation
+from dgr_jax.findings import claims, compare, comparison_table, correlate, correlation_table, rank_correlation
 
 RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate", "shift_nll")
 
 
 def run(kind: str, seed: int = 0, *values: float, **changes: Any) -> dict[str, Any]:
     numbers = {rate: {"value": value} for rate, value in zip(RATES, values, strict=True)}
-    arm = {"model": "m", "source": "s", "benign": True, "rows": 0, "steps": 0, "learning_rate": 2e-4, "seed": seed}
+    arm = {
+        "train_rows": 300,
+        "train_tokens": 300 * (50 if kind == "vanilla" else 100),
+        "model": "m",
+        "source": "s",
+        "benign": True,
+        "rows": 0,
+        "steps": 0,
+        "learning_rate": 2e-4,
+        "seed": seed,
+    }
     return {"kind": kind, **numbers, **({"model": "m"} if kind == "base" else arm), **changes}
 
 
@@ -71,8 +81,16 @@ def test_claims_speak_of_what_the_runs_show():
     safety = said["Safety is kept"]
     assert "Harmful rate: DGR's is +10.0 points from vanilla's on average, noticeably higher in 2 of 2" in safety
     shift = said["Damage grows with the shift of the rows"]
-    assert "at learning rate 0.0002: s +0.95 (4 runs)" in shift
-    assert "s has too few runs (2)" in dict(claims(runs[:5]))["Damage grows with the shift of the rows"]
+    assert "Within a source, rho is positive in 1 of 2 groups of one learning rate, +0.35 on average." in shift
+    low, high = correlate(runs)
+    assert (high.learning_rate, high.source, high.runs) == (2e-4, "s", 4)
+    # Shifts 6, 7, 2, 3 and losses .8, .8, .1, .12; a refined row is twice as long: 300, 350, 200, 300 nats.
+    assert high.per_token == pytest.approx(0.9487, abs=1e-3) and high.per_row == pytest.approx(0.8333, abs=1e-3)
+    assert low.per_token == pytest.approx(-0.2582, abs=1e-3)
+    assert correlation_table([high])[1] == ["0.0002", "s", "4", "+0.95", "+0.83"]
+    assert (
+        correlate(runs[:3]) == [] and "Not tested" in dict(claims(runs[:3]))["Damage grows with the shift of the rows"]
+    )
     few = said["A few rows switch refusal on"]
     assert "vanilla on 10 rows leaves a harmful rate of 1.00 [1.00, 1.00] in 1 run;" in few
     assert "Not tested" in dict(claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)]))["Safety is kept"]
