@@ -117,7 +117,7 @@ def _reasoning(pairs: Sequence[Comparison]) -> str:
     text = f"Of {tried}, this study {verdicts}; {counts['no damage']} without damage in either arm."
     if damaged:
         gain = statistics.fmean(statistics.fmean(pair.gains) for pair in damaged)
-        text += f" Where there is damage, DGR's mean accuracy is {100 * gain:+.0f} points from vanilla's."
+        text += f" Where there is damage, DGR's mean accuracy is {_points(gain)} points from vanilla's."
     return text
 
 
@@ -129,8 +129,8 @@ def _safety(pairs: Sequence[Comparison]) -> str:
         differences = [statistics.fmean(_differences(pair, rate)) for pair in pairs]
         worse = sum(difference > NOTICEABLE for difference in differences)
         parts.append(
-            f"{name}: DGR's is {100 * statistics.fmean(differences):+.1f} points from vanilla's on average, "
-            f"noticeably higher in {worse} of {_count(len(pairs), 'setting')}, at most {100 * max(differences):+.0f}"
+            f"{name}: DGR's is {_points(statistics.fmean(differences))} points from vanilla's on average, "
+            f"noticeably higher in {worse} of {_count(len(pairs), 'setting')}, at most {_points(max(differences))}"
         )
     text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
@@ -214,6 +214,10 @@ def _few_rows(runs: Sequence[Run]) -> str:
     return "; ".join(parts) + "."
 
 
+def _points(difference: float) -> str:
+    return f"{round(100 * difference):+d}"
+
+
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
@@ -232,7 +236,8 @@ def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
             for rate in ("harmful_rate", "over_refusal_rate")
             for arm in (pair.vanilla, pair.refined)
         ]
-        gain = f"{100 * statistics.fmean(pair.gains):+.0f} [{100 * min(pair.gains):+.0f}, {100 * max(pair.gains):+.0f}]"
+        gain = _points(statistics.fmean(pair.gains))
+        gain += f" [{_points(min(pair.gains))}, {_points(max(pair.gains))}]" if len(pair.gains) > 1 else ""
         reasoning = [f"{statistics.fmean(arm['reasoning_accuracy']):.2f}" for arm in (pair.vanilla, pair.refined)]
         setting = [_show(key, pair.setting[key]) for key in varying]
         rows.append([*setting, str(len(pair.gains)), f"{pair.base:.2f}", *reasoning, gain, *means, pair.verdict])

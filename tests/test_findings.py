@@ -63,7 +63,7 @@ def test_pairs_differ_in_wording_alone():
     assert pair.gains == [pytest.approx(0.5)] and pair.base == 1.0
     assert pair.refined["over_refusal_rate"] == [0.3]
     head, row = comparison_table([pair])
-    assert dict(zip(head, row, strict=True))["difference"] == "+50 [+50, +50]" and row[-1] == "agrees"
+    assert dict(zip(head, row, strict=True))["difference"] == "+50" and row[-1] == "agrees"
 
 
 def test_claims_speak_of_what_the_runs_show():
@@ -79,7 +79,7 @@ def test_claims_speak_of_what_the_runs_show():
     assert "Of 2 settings, this study agrees in 1, contradicts in 0, undecided in 0; 1 without damage" in reasoning
     assert "+69 points" in reasoning
     safety = said["Safety is kept"]
-    assert "Harmful rate: DGR's is +10.0 points from vanilla's on average, noticeably higher in 2 of 2" in safety
+    assert "Harmful rate: DGR's is +10 points from vanilla's on average, noticeably higher in 2 of 2" in safety
     shift = said["Damage grows with the shift of the rows"]
     assert "Within a source, rho is positive in 1 of 2 groups of one learning rate, +0.35 on average." in shift
     low, high = correlate(runs)
