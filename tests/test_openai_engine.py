@@ -98,6 +98,7 @@ def test_passing_failures_are_tried_again():
     [
         ((503, "busy"), "answers 503 .* 3 times; is the server up", 3),
         ((404, "no such\nmodel"), "answers 404 .*: no such model", 1),
+        ((401, "the key secret is wrong"), r"answers 401 .*: the key \*\*\* is wrong", 1),
         ((200, "<html>"), "does not answer in JSON", 1),
         ((200, {"error": "x"}), "no chat completion", 1),
         ((307, "http://127.0.0.1:9/v1"), "answers 307", 1),

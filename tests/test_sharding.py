@@ -72,6 +72,7 @@ def test_meshes_from_flags():
         ("rows=2", "'rows=2' is not one of"),
         ("data=3,fsdp=5", "does not make the"),
         ("data=x", "data=x"),
+        ("data=--1", "data=--1"),
         ("data=0", "sizes of 1 or more"),
         ("data=-1,fsdp=-1", "one axis may be -1"),
     ):

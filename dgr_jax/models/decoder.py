@@ -25,7 +25,7 @@ _UNROLLED_LAYERS = 8
 class KVCache:
     """Keys and values of every layer: [L, B, K, S, H] each.
 
-    Heads come before slots, as matmuls over a head want them: a decoding step then reads the cache without copying it.
+    Heads come before slots, as matmuls over a head want them: a decoding step then need not transpose the cache.
     """
 
     k: jax.Array

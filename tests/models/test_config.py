@@ -30,9 +30,11 @@ def test_head_dim_is_derived_in_old_files_and_read_in_new_ones():
     assert ModelConfig.from_hf(LLAMA | {"model_type": "qwen3"}).head_dim == 128
 
 
+@pytest.mark.parametrize("eos", [[1, 2], [0], 0, None])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
-def test_round_trip(family):
-    config = ModelConfig.from_hf(LLAMA | {"model_type": family, "eos_token_id": [1, 2], "tie_word_embeddings": True})
+def test_round_trip(family, eos):
+    config = ModelConfig.from_hf(LLAMA | {"model_type": family, "eos_token_id": eos, "tie_word_embeddings": True})
+    assert list(config.eos_token_ids) == ([] if eos is None else [eos] if eos == 0 else eos)
     assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf("bfloat16")))) == config
 
 

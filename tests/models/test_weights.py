@@ -65,6 +65,17 @@ def test_a_missing_tensor_is_named(folder):
         from_pretrained(folder)
 
 
+def test_an_index_that_is_wrong_is_named(folder):
+    elsewhere = sorted(folder.glob("model-*.safetensors"))[0].name
+    edit_index(folder, lambda places: places.update({"model.norm.weight": elsewhere}))
+    with pytest.raises(UserError, match="has no tensor 'model.norm.weight', though the index says so"):
+        from_pretrained(folder)
+    for text in ('{"weight_map": 3}', "[]", "{", '{"weight_map": {"a"'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match="not a safetensors index"):
+            from_pretrained(folder)
+
+
 def test_an_extra_tensor_is_named(folder):
     edit_index(folder, lambda places: places.update({"extra": places["model.norm.weight"]}))
     with pytest.raises(UserError, match="extra is not part of this architecture"):
