@@ -129,7 +129,12 @@ _CONFIG_ERRORS = (AttributeError, KeyError, OSError)
 
 
 def _refuse_config(error: Exception) -> NoReturn:
-    print("error: --config:", " ".join(str(error).replace("\\n", " ").split()), file=sys.stderr)
+    text = str(error)
+    if not isinstance(error, OSError):
+        while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
+            error = error.args[0]
+        text = f"no such field: {error.args[0]} (the config file names them all)"
+    print("error: --config:", " ".join(text.replace("\\n", " ").split()), file=sys.stderr)
     sys.exit(1)
 
 

@@ -320,7 +320,7 @@ def test_a_stray_argument_is_named(tmp_path, random_model, rows):
 
 
 CONFIG_MISTAKES = {
-    "field": ("--config.learning_rat=1", "learning_rat"),
+    "field": ("--config.learning_rat=1", "no such field: 'learning_rat' Did you mean \"learning_rate\""),
     "value": ("--config.learning_rate=high", "learning_rate"),
     "file": ("--config=configs/nothing.py", "configs/nothing.py"),
 }
