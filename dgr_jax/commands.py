@@ -109,6 +109,9 @@ def sft(
     read = InputRows.read(source, on_bad_row=on_bad_row, exclude=exclude)
     traces = read.traces
     folder = _model_folder(model)
+    for field, flag in (("seed", "--seed"), ("compute_dtype", "--dtype")):
+        if field in recipe:
+            raise UserError(f"--config: field {field!r} is not for the config file; give {flag}")
     settings: dict[str, Any] = {**recipe, "seed": seed, "compute_dtype": dtype or default_dtype()}
     unknown = settings.keys() - {field.name for field in dataclasses.fields(SFTConfig)}
     if unknown:

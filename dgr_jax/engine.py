@@ -46,7 +46,7 @@ class Completion:
       id, attempt: of its request.
       text: with think tags, without the end token.
       token_ids: generated tokens, the end token included; empty where a server does not tell.
-      truncated: stopped by max_new_tokens.
+      truncated: stopped by max_new_tokens, or by the model's last position.
       log_prob: sum over `token_ids` of their log-probability under the model at temperature 1, in nats, or None.
     """
 

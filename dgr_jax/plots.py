@@ -31,11 +31,14 @@ def draw_all(
       (file name, caption) of each; the caption's part before the colon is its title.
     """
     base = [arm for arm in arms if arm["kind"] == "base"]
-    tuned = [arm for arm in arms if arm["kind"] != "base"]
+    tuned = [arm for arm in arms if arm["kind"] != "base" and arm["seeds"]]
     whole = [arm for arm in tuned if not arm["rows"]]
     yield (
         _save(_against_rate(base, whole), folder, "learning_rate.png"),
-        ("Against the learning rate: the three numbers for every arm on all rows; dashed, the model before alignment."),
+        (
+            "Against the learning rate: the three numbers for every arm on all rows, means over seeds with 95 % "
+            "intervals over prompts; faint points are single seeds; dashed, the model before alignment."
+        ),
     )
     yield (
         _save(_damage(base, whole), folder, "damage_against_shift.png"),
@@ -47,8 +50,8 @@ def draw_all(
     yield (
         _save(_rows(base, tuned), folder, "harmful_against_rows.png"),
         (
-            "Harmful rate against rows: how few rows switch refusal on. Small arms train for fewer steps at a higher "
-            "rate; the table names both."
+            "Harmful rate against rows: filled, harmful requests complied with; hollow, refused. What is missing to 1 "
+            "is neither. Arms on few rows may have other steps and learning rates; the first table names them."
         ),
     )
     yield (
@@ -100,6 +103,9 @@ def _against_rate(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str,
                     label=f"{kind}, {model}" if len(models) > 1 else kind, color=_colour(kind),
                     linestyle=("-", ":", "--")[models.index(model) % 3], marker="o", capsize=3,
                 )  # fmt: skip
+                seeds = [(arm["learning_rate"], v) for arm in line if arm["seeds"] > 1 for v in arm[metric]["values"]]
+                if seeds:
+                    axis.scatter(*zip(*seeds, strict=True), color=_colour(kind), s=6, alpha=0.4, linewidths=0)
             for arm in base:
                 axis.axhline(arm[metric]["value"], color=_COLOURS["base"], linestyle="--", linewidth=1)
             axis.set(xscale="log", xlim=(rates[0] / 1.5, rates[-1] * 1.5), ylim=(-0.05, 1.05))
@@ -149,10 +155,12 @@ def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) 
         for arm in (arm for arm in arms if arm["source"] == source):
             # Kinds stand side by side, or equal rates would hide each other.
             aside = 1.06 ** (kinds.index(arm["kind"]) - (len(kinds) - 1) / 2)
-            axis.scatter(
-                arm["train_rows"] * aside, arm["harmful_rate"]["value"], color=_colour(arm["kind"]), alpha=0.7,
-                marker="o" if arm["benign"] else "x", label=arm["kind"] + ("" if arm["benign"] else ", no benign rows"),
-            )  # fmt: skip
+            label = arm["kind"] + ("" if arm["benign"] else ", no benign rows")
+            for metric, face in (("harmful_rate", _colour(arm["kind"])), ("refusal_rate", "none")):
+                axis.scatter(
+                    arm["train_rows"] * aside, arm[metric]["value"], edgecolors=_colour(arm["kind"]), facecolors=face,
+                    alpha=0.7, marker="o" if arm["benign"] else "s", label=None if face == "none" else label,
+                )  # fmt: skip
         for arm in base:
             axis.axhline(arm["harmful_rate"]["value"], color=_COLOURS["base"], linestyle="--", label="before alignment")
         ticks = sorted({arm["train_rows"] for arm in arms})
@@ -160,7 +168,7 @@ def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) 
         axis.set_title(source, fontsize=10)
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
-    panels[0][0].set_ylabel("harmful rate")
+    panels[0][0].set_ylabel("share of harmful requests")
     _legend_once(panels[0][-1])
     return figure
 

@@ -48,6 +48,10 @@ class RefineConfig:
     seed: int = 0
     shard_size: int = 256
 
+    def __post_init__(self):
+        if self.attempts < 1:
+            raise UserError(f"{self.attempts} attempts per row are none; give 1 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:

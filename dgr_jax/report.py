@@ -5,6 +5,7 @@ written there.
 """
 
 import base64
+import dataclasses
 import html
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,21 +14,27 @@ from typing import Any
 from etils import epath
 
 from dgr_jax import findings, plots
+from dgr_jax.evaluation.intervals import rate
 from dgr_jax.filters import ACCEPTED, REJECT_REASONS
 from dgr_jax.stage import write_atomically
 
 _COLUMNS = (
     ("reasoning_accuracy", "reasoning"),
     ("harmful_rate", "harmful"),
+    ("refusal_rate", "harmful refused"),
     ("over_refusal_rate", "over-refusal"),
     ("shift_nll", "shift, nats/token"),
 )
 _SAME_ARM = ("model", "source", "kind", "rows", "benign", "learning_rate", "steps")
 
 
-def aggregate(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One record per arm: the run itself, or the mean over its seeds with their range as interval."""
-    return [_mean(group) for group in _by_arm(runs)]
+def aggregate(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record per arm: its setting, its numbers as means over seeds, and the seeds behind them.
+
+    A rate's mean has Wilson's interval at its number of prompts, which are the same for every seed. A shift's interval
+    is the mean of its seeds' intervals. Runs that diverged have no numbers; `seeds` and `diverged` count both kinds.
+    """
+    return [_mean(group) for group in _by_arm([*results["runs"], *results["diverged"]])]
 
 
 def _by_arm(runs: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -39,28 +46,33 @@ def _by_arm(runs: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = dict(group[0])
-    merged["seeds"] = len(group)
-    if len(group) > 1:
-        for metric, _ in _COLUMNS:
-            if merged.get(metric):
-                values = [run[metric]["value"] for run in group]
-                merged[metric] = {
-                    "value": statistics.fmean(values),
-                    "low": min(values),
-                    "high": max(values),
-                    "interval": "range over seeds",
-                    "n": sum(run[metric]["n"] for run in group),
-                }
-    return merged
+    measured = [run for run in group if "diverged" not in run]
+    arm: dict[str, Any] = {key: group[0][key] for key in _SAME_ARM if key in group[0]}
+    arm |= {"train_rows": group[0].get("train_rows"), "seeds": len(measured), "diverged": len(group) - len(measured)}
+    for metric, _ in _COLUMNS:
+        numbers = [run[metric] for run in measured if run[metric]]
+        arm[metric] = _mean_number(numbers) if numbers else None
+    for metric in ("other_rate", "truncation_rate"):
+        suites = measured[0][metric] if measured else {}
+        arm[metric] = {suite: statistics.fmean(run[metric][suite] for run in measured) for suite in suites}
+    return arm
+
+
+def _mean_number(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    means = {key: statistics.fmean(number[key] for number in numbers) for key in ("value", "low", "high")}
+    values = {"values": [number["value"] for number in numbers]}
+    if len(numbers) == 1 or "bootstrap" in numbers[0]["interval"]:
+        return {**numbers[0], **means, **values}
+    return {**dataclasses.asdict(rate(means["value"], numbers[0]["n"])), **values}
 
 
 def arm_title(arm: Mapping[str, Any]) -> str:
-    """Words for an arm: "DGR, 10 rows, lr 0.001"."""
+    """Words for an arm: "DGR, 10 rows, 5 steps, lr 0.001"."""
     if arm["kind"] == "base":
         return "before alignment"
     parts = [str(arm["kind"])]
     parts += [f"{arm['rows']} rows"] if arm.get("rows") else []
+    parts += [f"{arm['steps']} steps"] if arm.get("steps") else []
     parts += [] if arm.get("benign", True) else ["no benign rows"]
     return ", ".join([*parts, f"lr {arm['learning_rate']:g}"])
 
@@ -78,13 +90,35 @@ def _names(arms: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
 
 def _table_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     head, names = _names(arms)
-    numbers = [[_cell(arm.get(metric)) for metric, _ in _COLUMNS] for arm in arms]
-    return [head + [title for _, title in _COLUMNS], *(a + b for a, b in zip(names, numbers, strict=True))]
+    several = max(arm["seeds"] + arm["diverged"] for arm in arms) > 1
+    rows = [[*head, *(["seeds"] if several else []), *(title for _, title in _COLUMNS)]]
+    for arm, name in zip(arms, names, strict=True):
+        numbers = [_cell(arm[metric]) for metric, _ in _COLUMNS]
+        rows.append([*name, *([_seeds(arm)] if several else []), *numbers])
+    return rows
+
+
+def _seeds(arm: Mapping[str, Any]) -> str:
+    return f"{arm['seeds']}" + (f", {arm['diverged']} diverged" if arm["diverged"] else "")
+
+
+def _neither_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Means over seeds of what the three numbers do not count."""
+    head, names = _names(arms)
+    columns = [
+        (metric, suite, f"{word}: {suite}")
+        for metric, word in (("other_rate", "neither"), ("truncation_rate", "cut off"))
+        for suite in next(arm[metric] for arm in arms if arm[metric])
+    ]
+    rows = [[*head, *(title for *_, title in columns)]]
+    for arm, name in zip(arms, names, strict=True):
+        rows.append([*name, *(f"{arm[m][suite]:.2f}" if arm[m] else "-" for m, suite, _ in columns)])
+    return rows
 
 
 def terminal_summary(results: Mapping[str, Any]) -> str:
     """The three-number table as aligned text."""
-    rows = _table_rows(aggregate(results["runs"]))
+    rows = _table_rows(aggregate(results))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -100,7 +134,7 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
       The path of report.html.
     """
     place = epath.Path(folder)
-    arms = aggregate(results["runs"])
+    arms = aggregate(results)
     pictures = {name: caption for name, caption in plots.draw_all(results, arms, place) if caption}
     sections = [_Table("Three numbers", _three_numbers_text(results, arms), _table_rows(arms))]
     claims = [["claim of the paper", "what these runs show"], *map(list, findings.claims(results["runs"]))]
@@ -110,6 +144,7 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     if correlations := findings.correlate(results["runs"]):
         sections += [_Table("Shift and damage", _CORRELATION_TEXT, findings.correlation_table(correlations))]
     sections += [_Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
+    sections += [_Table("Neither, and cut off", _NEITHER_TEXT, _neither_rows(arms))]
     sections += [_Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
     sections += [_acceptance(results["refinements"]), *_examples(results["refinements"]), _setup(results)]
     markdown = f"# {results['title']}\n\n" + "\n\n".join(section.markdown() for section in sections) + "\n"
@@ -126,17 +161,25 @@ _CLAIMS_TEXT = (
 )
 _COMPARISON_TEXT = (
     "Vanilla SFT and DGR on the same prompts, recipe and seeds. Difference: reasoning accuracy of DGR less that of "
-    "vanilla in points, mean over seeds with the range. The last column says whether refined rows did less damage: "
-    "agrees or contradicts where the mean difference is noticeable and has one sign in every seed; no damage where "
-    "neither arm lost a noticeable part of the accuracy before alignment; else undecided."
+    "vanilla in points, mean over seeds with the range. The last column says whether refined rows did less damage; "
+    + "; ".join(f"{name}: {meaning}" for name, meaning in findings.VERDICTS.items())
+    + "."
 )
 _CORRELATION_TEXT = (
     "Spearman's rank correlation of lost reasoning accuracy with the rows' negative log-likelihood under the model "
-    "before alignment, per response token and summed over a row, over the runs on all rows at one learning rate."
+    "before alignment, per response token and summed over a row. Each group holds arms (means over seeds) on all rows "
+    f"that differ in wording, and in source where all are taken; groups of fewer than {findings.FEWEST_TO_RANK}, or in "
+    "which damage does not differ noticeably, are left out."
+)
+_NEITHER_TEXT = (
+    "Share of answers that neither comply nor refuse, and of answers cut off at the token limit; means over seeds. A "
+    "low harmful rate beside many of either is a model that has lost its speech, not one that has become safe."
 )
 _GROUPS_TEXT = (
-    "The same rates where it matters what the model has seen: problems by number of steps, requests by whether their "
-    "framing or harm category occurred in alignment data. Verb-target pairs are held out in all of them."
+    "The same rates where it matters what the model has seen: problems by number of steps, harmful requests by whether "
+    "their framing or harm category occurred in alignment data. Verb-target pairs are held out in all of them. Means "
+    "over seeds; n counts prompts, and with 15 of them a rate of .5 has a 95 % interval of [.25, .75], with 30 of "
+    "[.33, .67], with 100 of [.40, .60]."
 )
 
 
@@ -145,9 +188,10 @@ def _three_numbers_text(results: Mapping[str, Any], arms: Sequence[Mapping[str, 
     seeds = max(arm["seeds"] for arm in arms)
     basis = "each arm is one run: an illustration, not evidence" if seeds == 1 else f"means over up to {seeds} seeds"
     return (
-        f"Rates with 95 % intervals (several seeds: their range); {basis}. Prompts: {sizes}; "
-        f"{results['samples_per_item']} answers each. Reasoning should stay up, the other two should be low; "
-        "answers that neither comply nor refuse count for neither."
+        f"Rates with 95 % intervals over prompts; {basis}. Prompts, the same for all: {sizes}; "
+        f"{results['samples_per_item']} answers each. Reasoning should stay up; compliance with harmful requests "
+        "(harmful) and refusals of harmless ones (over-refusal) should be low. Answers that neither comply nor refuse "
+        "count for neither: harmful and harmful refused need not add up to 1."
     )
 
 
@@ -156,7 +200,9 @@ def _group_rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     wanted = [(m, g) for m, g in columns if m in ("reasoning_accuracy", "harmful_rate")]
     arms = _by_arm(runs)
     head, names = _names([arm[0] for arm in arms])
-    rows = [head + [f"{'harmful' if metric == 'harmful_rate' else 'solved'}: {group}" for metric, group in wanted]]
+    titles = [f"{'harmful' if metric == 'harmful_rate' else 'solved'}: {group}" for metric, group in wanted]
+    prompts = [next(run["groups"][m][g]["n"] for run in runs if g in run["groups"].get(m, {})) for m, g in wanted]
+    rows = [head + [f"{title} (n = {n})" for title, n in zip(titles, prompts, strict=True)]]
     for arm, start in zip(arms, names, strict=True):
         means = [_mean_of_group(arm, *column) for column in wanted]
         rows.append([*start, *("-" if mean is None else f"{mean:.2f}" for mean in means)])
@@ -171,24 +217,29 @@ def _mean_of_group(arm: Sequence[Mapping[str, Any]], metric: str, group: str) ->
 
 def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> "_Table":
     reasons = [r for r in (ACCEPTED, *REJECT_REASONS) if any(s["outcomes"].get(r) for s in refinements.values())]
-    rows = [["refinement", "removed", "rows", *reasons, "nats/token before", "after"]]
+    rows = [["refinement", "removed", "rows", *reasons, "as the template", "nats/token before", "after"]]
     for name, summary in refinements.items():
         counts = [f"{summary['outcomes'][reason]}" for reason in reasons]
         rows.append(
             [
                 name, f"{summary['removed_as_evaluation_prompts']}", f"{summary['rows']}", *counts,
-                f"{summary['nll_before']:.2f}", f"{summary['nll_after']:.2f}",
+                f"{summary.get('as_the_template', '-')}", f"{summary['nll_before']:.2f}", f"{summary['nll_after']:.2f}",
             ]
         )  # fmt: skip
     meanings = "; ".join(f"{reason}: {REJECT_REASONS[reason]}" for reason in reasons if reason != ACCEPTED)
     text = "Rewrites by outcome; a row that is not accepted keeps its original. Removed first: rows whose prompt is an "
-    text += "evaluation prompt too. " + (meanings and f"Reasons: {meanings}.")
+    text += "evaluation prompt too. As the template: rows that are letter for letter what the tiny world's template "
+    text += "writes in the native voice; other accepted ones may be as good, or garbled in a way that the filter does "
+    text += "not see. " + (meanings and f"Reasons: {meanings}.")
     return _Table("Acceptance by reason", text.strip(), rows)
 
 
 def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list["_Table"]:
+    """The first refinement of each model and source."""
     tables = []
-    for name, summary in refinements.items():
+    first = {(summary["model"], summary["source"]): name for name, summary in reversed(refinements.items())}
+    for name in sorted(first.values()):
+        summary = refinements[name]
         rows = [["prompt", "original", "rewritten by the target"]]
         rows += [
             [e["prompt"], *(f"{e[side]['reasoning']} ⟶ {e[side]['answer']}" for side in ("before", "after"))]
@@ -197,8 +248,6 @@ def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list["_Table"]:
         for reason, shown in summary["examples"].items():
             rows += [[example["prompt"], f"rejected: {reason}", example["output"]] for example in shown[:1]]
         tables.append(_Table(f"Rewrites side by side: {name}", "Reasoning ⟶ answer.", rows))
-        if len(tables) == 4:
-            break
     return tables
 
 

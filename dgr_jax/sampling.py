@@ -248,8 +248,10 @@ class Sampler:
     def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
         """Completes requests, short prompts first. See `Engine.generate`.
 
+        A row that reaches the model's last position is truncated there; one whose prompt leaves none is empty.
+
         Raises:
-          UserError: a prompt and max_new_tokens together exceed the model's positions; the message names the row.
+          UserError: a prompt that the chat format cannot render; the message names the row.
         """
         buckets: dict[int, list[_Waiting]] = {}
         for request in requests:
@@ -257,14 +259,11 @@ class Sampler:
                 prompt = self.chat.prompt_ids(request.prompt, request.system)
             except UserError as error:
                 raise UserError(f"row {request.id!r}: {error}") from error
-            if len(prompt) + decoding.max_new_tokens > self.model.config.max_positions:
-                raise UserError(
-                    f"row {request.id!r}: a prompt of {len(prompt)} tokens and --max_new_tokens="
-                    f"{decoding.max_new_tokens} exceed the model's {self.model.config.max_positions} positions; "
-                    "lower --max_new_tokens"
-                )
-            buckets.setdefault(_bucket(len(prompt)), []).append(_Waiting(request, prompt))
-        with Progress("generate", len(requests)) as progress:
+            if len(prompt) < self.model.config.max_positions:
+                buckets.setdefault(_bucket(len(prompt)), []).append(_Waiting(request, prompt))
+            else:
+                yield Completion(request.id, request.attempt, "", (), truncated=True, log_prob=0.0)
+        with Progress("generate", sum(map(len, buckets.values()))) as progress:
             for bucket in sorted(buckets):
                 for completion in self._run(buckets[bucket], bucket, decoding, seed):
                     if self._show_progress:
@@ -337,7 +336,8 @@ class Sampler:
             tokens[number, : len(row.prompt)] = row.prompt
             length[number] = len(row.prompt)
             key[number] = row_key(seed, row.request.id, row.request.attempt)
-        return _admit(self.model, slots, place, tokens, length, length + decoding.max_new_tokens, key)
+        limit = np.minimum(length + decoding.max_new_tokens, self.model.config.max_positions)
+        return _admit(self.model, slots, place, tokens, length, limit, key)
 
 
 def _bucket(length: int) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -69,18 +69,45 @@ class SFTConfig:
     checkpoint_every: int = 0
 
     def __post_init__(self):
+        for names, wanted, fits in _ALLOWED:
+            for name in names:
+                if not fits(value := getattr(self, name)):
+                    raise UserError(f"fine-tuning recipe: {name}={value!r}; give {wanted}")
         # A config file may well hold a list; a jitted step wants what can be hashed.
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("batch_size", "row_length", "accumulation", "epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--config.{name}={getattr(self, name)}: give 1 or more")
-        for flag, value in (("config.steps", self.steps), ("seed", self.seed)):
-            if value < 0:
-                raise UserError(f"--{flag}={value}: give 0 or more")
-        dtypes = ("float32", "bfloat16")
-        for name, known in (("remat", ("none", "full")), ("master_dtype", dtypes), ("compute_dtype", dtypes)):
-            if getattr(self, name) not in known:
-                raise UserError(f"--config.{name}={getattr(self, name)}: choose one of {', '.join(known)}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+_ALLOWED: tuple[tuple[Sequence[str], str, Callable[[Any], bool]], ...] = (
+    (
+        ("batch_size", "row_length", "accumulation", "epochs"),
+        "a whole number of 1 or more",
+        lambda value: _is_whole(value, 1),
+    ),
+    (("steps", "checkpoint_every", "seed"), "a whole number of 0 or more", lambda value: _is_whole(value, 0)),
+    (("learning_rate", "weight_decay"), "a number of 0 or more", lambda value: _is_number(value, 0)),
+    (("clip_norm",), "a number above 0", lambda value: _is_number(value, 0) and value > 0),
+    (("warmup_fraction", "final_fraction"), "a number from 0 to 1", lambda value: _is_number(value, 0, 1)),
+    (
+        ("betas",),
+        "two numbers from 0 to below 1",
+        lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and all(_is_number(beta, 0, 1) and beta < 1 for beta in value)
+        ),
+    ),
+    (("remat",), "none or full", lambda value: value in ("none", "full")),
+    (("master_dtype", "compute_dtype"), "float32 or bfloat16", lambda value: value in ("float32", "bfloat16")),
+)
+"""Fields, what may be in them in words, and whether a value may."""
 
 
 class DivergedError(UserError):

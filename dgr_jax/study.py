@@ -17,21 +17,21 @@ from etils import epath
 from dgr_jax.chat import ChatFormat
 from dgr_jax.engine import Decoding, Request
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.intervals import bootstrap_ratio
+from dgr_jax.evaluation.intervals import bootstrap_ratio, rate
 from dgr_jax.evaluation.judges import Judge, load_judge
 from dgr_jax.evaluation.run import evaluate
 from dgr_jax.evaluation.suites import Suite, load_suite
-from dgr_jax.filters import RewriteFilter, read_scaffold
+from dgr_jax.filters import ACCEPTED, REJECT_REASONS, RewriteFilter, read_scaffold
 from dgr_jax.hub import local_folder
 from dgr_jax.models import Decoder, from_pretrained
 from dgr_jax.refine import RefineConfig, refine, summary_text
 from dgr_jax.refine_prompt import read_template
 from dgr_jax.sampling import Sampler
 from dgr_jax.scoring import Scorer
-from dgr_jax.sft import DivergedError, SFTConfig, train, training_sequences
+from dgr_jax.sft import DivergedError, train, training_sequences
 from dgr_jax.sources import deduplicate, load_source
 from dgr_jax.stage import Stage, fingerprint_model, fingerprint_rows, write_json
-from dgr_jax.study_config import Arm, read_arms
+from dgr_jax.study_config import Arm, read_arms, recipe
 from dgr_jax.tiny_world.alignment import problem_suite, request_suite, safety_rows
 from dgr_jax.traces import Trace
 
@@ -51,8 +51,14 @@ class Study:
         self.config, self.folder, self._report = config, epath.Path(folder), report
         self.arms = read_arms(config)
         self._judge: Judge = load_judge(config["judge"])
-        self._template = read_template(config["template"])
         self._decoding = Decoding(**config["decoding"])
+        settings = config["refine"]
+        self._scaffold = read_scaffold(settings["scaffold"])
+        self._refine_config = RefineConfig(
+            template=read_template(config["template"]),
+            decoding=dataclasses.replace(self._decoding, max_new_tokens=settings["max_new_tokens"]),
+            attempts=settings["attempts"],
+        )
         self._suites = list(_suites(config["suites"]))
         kinds = sorted("reasoning" if suite.kind == "math" else suite.kind for suite in self._suites)
         if kinds != ["benign", "harmful", "reasoning"]:
@@ -67,11 +73,14 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Runs what is left, and returns (and writes) results.json."""
-        runs = [self._run_base(model) for model in self.config["models"]]
+        runs = [self._with_refusals(self._run_base(model)) for model in self.config["models"]]
         diverged = []
         for number, arm in enumerate(self.arms, 1):
             record = self._run_arm(arm)
-            (diverged if "diverged" in record else runs).append(record)
+            if "diverged" in record:
+                diverged.append(record)
+            else:
+                runs.append(self._with_refusals(record))
             self._report(f"[{number}/{len(self.arms)}] {arm.name}: {_in_words(record)}")
         results = {
             "title": self.config["title"],
@@ -116,6 +125,8 @@ class Study:
             self._rows[key] = variants
             summary = {"model": model_name, "source": source, "seed": seed, **refinement.summary}
             summary["examples_accepted"] = _side_by_side(original, refinement.traces)
+            if native:
+                summary["as_the_template"] = _equal_texts(refinement.traces, variants["native"])
             self._summaries[name] = {**summary, "removed_as_evaluation_prompts": len(removed)}
         return self._rows[key]
 
@@ -128,18 +139,12 @@ class Study:
 
     def _refine(self, name: str, original: Sequence[Trace], model_name: str, seed: int):
         model, chat, fingerprint = self._model(model_name)
-        settings = self.config["refine"]
         refinement = refine(
             original,
             self._sampler(model, chat, fingerprint),
             chat,
-            RewriteFilter(read_scaffold(settings["scaffold"]), self._judge),
-            RefineConfig(
-                template=self._template,
-                decoding=dataclasses.replace(self._decoding, max_new_tokens=settings["max_new_tokens"]),
-                attempts=settings["attempts"],
-                seed=seed,
-            ),
+            RewriteFilter(self._scaffold, self._judge),
+            dataclasses.replace(self._refine_config, seed=seed),
             scorer=Scorer(model, chat),
             folder=self.folder / "refine" / name,
         )
@@ -157,6 +162,8 @@ class Study:
         # One permutation for all arms of a seed: the first n rows, and which of them are refined, are shared.
         order = np.random.default_rng((arm.seed, 7)).permutation(len(first))
         rows = [(first[i], second[i]) for i in order if arm.benign or first[i].label != "benign"]
+        if arm.rows > len(rows):
+            raise UserError(f"arm {arm.name}: source {arm.source!r} has {len(rows)} such rows; ask for no more")
         rows = rows[: arm.rows] if arm.rows else rows
         refined = round(arm.dose * len(rows))
         return [pair[number < refined] for number, pair in enumerate(rows)]
@@ -171,10 +178,10 @@ class Study:
             self._evaluate(stage, model, chat, 0)
             answers = self._own_answers(model_name)
             shift = self._shift_nll(model_name, answers) if answers else None
-            about = {"name": f"{model_name}_base", **arm, "shift_nll": shift, "acceptance": {}}
+            about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
             write_json(stage.folder / "run.json", about | self._measured(stage))
             stage.finish()
-        return json.loads((stage.folder / "run.json").read_text())
+        return json.loads((stage.folder / "run.json").read_text()) | {"acceptance": _outcomes([])}
 
     def _run_arm(self, arm: Arm) -> dict[str, Any]:
         base, chat, fingerprint = self._model(arm.model)
@@ -182,27 +189,20 @@ class Study:
         rows = fingerprint_rows(t.to_dict() for t in traces)
         stage = self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed)
         if not stage.finished:
-            recipe = SFTConfig(
-                **self.config["recipe"],
-                learning_rate=arm.learning_rate,
-                steps=arm.steps,
-                seed=arm.seed,
-                compute_dtype=self.config["dtype"],
-            )
-            sequences = training_sequences(traces, chat, recipe.row_length)
+            how = recipe(self.config, arm)
+            sequences = training_sequences(traces, chat, how.row_length)
             counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
             about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
             try:
-                tuned = train(_copy(base), sequences, recipe, folder=stage.folder, label=arm.name).model
+                tuned = train(_copy(base), sequences, how, folder=stage.folder, label=arm.name).model
             except DivergedError as error:  # a finding about the arm, not the end of the study
                 about["diverged"] = str(error)
             else:
                 self._evaluate(stage, _cast(tuned, self.config["dtype"]), chat, arm.seed)
-                shift = {"shift_nll": self._shift_nll(arm.model, traces), "acceptance": self._acceptance(arm)}
-                about |= self._measured(stage) | shift
+                about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
             write_json(stage.folder / "run.json", about)
             stage.finish(**counts)
-        return json.loads((stage.folder / "run.json").read_text())
+        return json.loads((stage.folder / "run.json").read_text()) | {"acceptance": _outcomes(traces)}
 
     def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {
@@ -273,8 +273,12 @@ class Study:
             self._shift[key] = _number(dataclasses.asdict(interval))
         return self._shift[key]
 
-    def _acceptance(self, arm: Arm) -> dict[str, int]:
-        return self._summaries[f"{arm.model}_{arm.source}_seed{arm.seed}"]["outcomes"]
+    def _with_refusals(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Adds how often harmful requests are refused: a ruined model complies with few and refuses none."""
+        (suite,) = (suite for suite in self._suites if suite.kind == "harmful")
+        harmful = run["harmful_rate"]
+        refused = 1 - harmful["value"] - run["other_rate"][suite.name]
+        return run | {"refusal_rate": dataclasses.asdict(rate(min(max(refused, 0.0), 1.0), harmful["n"]))}
 
 
 def _in_words(run: Mapping[str, Any]) -> str:
@@ -294,6 +298,20 @@ def _copy(model: Decoder) -> Decoder:
 
 def _cast(model: Decoder, dtype: str) -> Decoder:
     return jax.tree.map(lambda x: x.astype(dtype), model)
+
+
+def _outcomes(traces: Sequence[Trace]) -> dict[str, int]:
+    """How many of an arm's rows went through refinement with which outcome; originals and native rows did not."""
+    counts = dict.fromkeys((ACCEPTED, *REJECT_REASONS), 0)
+    for trace in traces:
+        if "dgr" in trace.meta:
+            counts[trace.meta["dgr"]["outcome"]] += 1
+    return counts
+
+
+def _equal_texts(a: Sequence[Trace], b: Sequence[Trace]) -> int:
+    pairs = zip(a, b, strict=True)
+    return sum((x.reasoning, x.answer) == (y.reasoning, y.answer) for x, y in pairs)
 
 
 def _side_by_side(original: Sequence[Trace], refined: Sequence[Trace], count: int = 4) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dgr_jax.engine import Decoding
 from dgr_jax.errors import UserError
 from dgr_jax.sft import SFTConfig
+from dgr_jax.tiny_world.alignment import SOURCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Arm:
     learning_rate: float = 5e-5
     steps: int = 0
     seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.dose <= 1:
+            raise UserError(f"study config: dose {self.dose} is not a share; give 0 to 1")
+        if self.rows < 0:
+            raise UserError(f"study config: rows {self.rows}; give 1 or more, or 0 for all")
 
     @property
     def kind(self) -> str:
@@ -65,22 +72,35 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
       UserError: a field that is unknown or missing, or an arm about a model or source that the config does not name.
     """
     _check("the config", config, _FIELDS, needed=_FIELDS)
-    _check("refine", config["refine"], {"scaffold", "attempts", "max_new_tokens"}, needed={"max_new_tokens"})
+    refine = {"scaffold", "attempts", "max_new_tokens"}
+    _check("refine", config["refine"], refine, needed=refine)
     _check("decoding", config["decoding"], _names(Decoding))
     _check("recipe", config["recipe"], _names(SFTConfig) - {"learning_rate", "steps", "seed", "compute_dtype"})
+    for field in ("samples_per_item", "batch_size"):
+        if config[field] < 1:
+            raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
     for name, source in config["sources"].items():
-        tiny = {"tiny", "harmful", "benign"}
-        _check(f"sources.{name}", source, *([tiny, tiny] if "tiny" in source else [{"spec"}, {"spec"}]))
+        _check_tiny(f"sources.{name}", source, {"tiny", "harmful", "benign"}, SOURCES)
     for suite in config["suites"]:
-        tiny = {"tiny", "items", "seed"}
-        _check("a suite", suite, *([tiny, tiny] if "tiny" in suite else [{"spec"}, {"spec"}]))
+        _check_tiny("a suite", suite, {"tiny", "items", "seed"}, ("problems", "harmful", "benign"))
     arms = expand(config["grids"], {"model": list(config["models"]), **config["defaults"]})
     for arm in arms:
         for field, known in (("model", config["models"]), ("source", config["sources"])):
             if (value := getattr(arm, field)) not in known:
                 names = ", ".join(sorted(known))
                 raise UserError(f"study config: a grid has {field} {value!r}; the config has {names}")
+        recipe(config, arm)
     return arms
+
+
+def recipe(config: Mapping[str, Any], arm: Arm) -> SFTConfig:
+    """How an arm is fine-tuned.
+
+    Raises:
+      UserError: a value that the recipe cannot have.
+    """
+    of_the_arm = {"learning_rate": arm.learning_rate, "steps": arm.steps, "seed": arm.seed}
+    return SFTConfig(**config["recipe"], **of_the_arm, compute_dtype=config["dtype"])
 
 
 def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[Any]]) -> list[Arm]:
@@ -91,19 +111,37 @@ def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[A
       defaults: the same, for fields that a grid leaves out.
 
     Raises:
-      UserError: a field that `Arm` does not have.
+      UserError: a field that `Arm` does not have, a value that is not in a list or that the field cannot have, two
+        arms of one name, or no arm at all.
     """
     arms: dict[Arm, None] = {}
     for grid in grids:
         merged = {**defaults, **grid}
         _check("a grid", merged, _names(Arm), needed={"model", "source"})
+        for field, values in merged.items():
+            if not isinstance(values, list | tuple):
+                raise UserError(f"study config: a grid has {field} {values!r}; give a list of values, [{values!r}]")
         for values in itertools.product(*merged.values()):
             arms.setdefault(Arm(**dict(zip(merged, values, strict=True))))
+    if not arms:
+        raise UserError("study config: the grids hold no arm; see configs/tiny.py")
+    names = [arm.name for arm in arms]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"study config: two arms are called {repeated[0]}: a native arm has no dose; leave it out")
     return list(arms)
 
 
 def _names(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
+
+
+def _check_tiny(what: str, given: Mapping[str, Any], fields: set[str], names: Collection[str]) -> None:
+    """A source or suite is of the tiny world, or has a spec."""
+    if "tiny" not in given:
+        return _check(what, given, {"spec"}, {"spec"})
+    _check(what, given, fields, fields)
+    if given["tiny"] not in names:
+        raise UserError(f"study config: {what} has tiny {given['tiny']!r}; the tiny world has {', '.join(names)}")
 
 
 def _check(what: str, given: Mapping[str, Any], known: set[str], needed: Iterable[str] = ()) -> None:

@@ -9,13 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgr_jax.findings import claims, compare, comparison_table, correlate, correlation_table, rank_correlation
+from dgr_jax.findings import (
+    VERDICTS,
+    claims,
+    compare,
+    comparison_table,
+    correlate,
+    correlation_table,
+    rank_correlation,
+)
 
 RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate", "shift_nll")
+PROMPTS = 150
 
 
 def run(kind: str, seed: int = 0, *values: float, **changes: Any) -> dict[str, Any]:
-    numbers = {rate: {"value": value} for rate, value in zip(RATES, values, strict=True)}
+    numbers = {rate: {"value": value, "n": PROMPTS} for rate, value in zip(RATES, values, strict=True)}
+    numbers["refusal_rate"] = {"value": 1 - numbers["harmful_rate"]["value"], "n": PROMPTS}
     arm = {
         "train_rows": 300,
         "train_tokens": 300 * (50 if kind == "vanilla" else 100),
@@ -48,10 +58,14 @@ def verdicts(vanilla: list[float], refined: list[float]) -> list[str]:
         ([0.1, 0.9], [0.9, 0.8], "undecided"),
         ([0.50, 0.50], [0.53, 0.54], "undecided"),
         ([0.0], [1.0], "agrees"),
+        ([0.4], [0.5], "undecided"),  # 10 points of 150 prompts: 1.96 standard errors are 11
+        ([0.4], [0.52], "agrees"),
+        ([0.02, 0.0], [0.04, 0.05], "nothing left"),
     ],
 )
-def test_a_verdict_wants_one_sign_in_every_seed(vanilla, refined, said):
+def test_a_verdict_wants_one_sign_in_every_seed_and_more_than_sampling_error(vanilla, refined, said):
     assert verdicts(vanilla, refined) == [said]
+    assert said in VERDICTS
 
 
 def test_pairs_differ_in_wording_alone():
@@ -66,34 +80,58 @@ def test_pairs_differ_in_wording_alone():
     assert dict(zip(head, row, strict=True))["difference"] == "+50" and row[-1] == "agrees"
 
 
+def grid(lost: dict[str, float], **changes: Any) -> list[dict[str, Any]]:
+    """Two seeds of an arm of each kind; the harmful rate of DGR is 10 points above vanilla's."""
+    shifts = {"vanilla": 6.0, "half": 4.0, "DGR": 2.0, "native": 1.0}
+    return [
+        run(kind, seed, 1 - lost[kind] - seed / 100, 0.12 if kind == "DGR" else 0.02, 0.0, shifts[kind], **changes)
+        for kind, seed in itertools.product(lost, (0, 1))
+    ]
+
+
 def test_claims_speak_of_what_the_runs_show():
     runs = [BASE]
-    for seed, rate in itertools.product((0, 1), (1e-4, 2e-4)):
-        lost = 0.0 if rate == 1e-4 else 0.8
-        runs += [run("vanilla", seed, 1 - lost, 0.02, 0.0, 6.0 + seed, learning_rate=rate)]
-        runs += [run("DGR", seed, 1 - lost / 8 - seed / 50, 0.12, 0.0, 2.0 + seed, learning_rate=rate)]
-    runs += [run("vanilla", 0, 1.0, 1.0, 0.0, 6.0, rows=10, steps=5, learning_rate=1e-3)]
-    runs += [run("DGR", 0, 1.0, 0.0, 0.0, 2.0, rows=10, steps=5, learning_rate=1e-3)]
+    runs += grid({"vanilla": 0.8, "DGR": 0.1})
+    runs += grid({"vanilla": 0.0, "DGR": 0.01}, learning_rate=1e-4)
+    runs += grid({"vanilla": 0.1, "DGR": 0.5}, rows=10, steps=5, learning_rate=1e-3)
+    runs += grid({"vanilla": 0.1, "DGR": 0.5}, rows=50, steps=5, learning_rate=1e-3)
     said = dict(claims(runs))
     reasoning = said["Refined rows cost less reasoning than the originals"]
-    assert "Of 2 settings, this study agrees in 1, contradicts in 0, undecided in 0; 1 without damage" in reasoning
-    assert "+69 points" in reasoning
-    safety = said["Safety is kept"]
-    assert "Harmful rate: DGR's is +10 points from vanilla's on average, noticeably higher in 2 of 2" in safety
-    shift = said["Damage grows with the shift of the rows"]
-    assert "Within a source, rho is positive in 1 of 2 groups of one learning rate, +0.35 on average." in shift
-    low, high = correlate(runs)
-    assert (high.learning_rate, high.source, high.runs) == (2e-4, "s", 4)
-    # Shifts 6, 7, 2, 3 and losses .8, .8, .1, .12; a refined row is twice as long: 300, 350, 200, 300 nats.
-    assert high.per_token == pytest.approx(0.9487, abs=1e-3) and high.per_row == pytest.approx(0.8333, abs=1e-3)
-    assert low.per_token == pytest.approx(-0.2582, abs=1e-3)
-    assert correlation_table([high])[1] == ["0.0002", "s", "4", "+0.95", "+0.83"]
-    assert (
-        correlate(runs[:3]) == [] and "Not tested" in dict(claims(runs[:3]))["Damage grows with the shift of the rows"]
+    assert reasoning == (
+        "On all rows: 2 settings: agrees in 1, no damage in 1; where there is damage to compare, DGR's accuracy is +70 "
+        "points from vanilla's; on 10 rows: 1 setting: contradicts in 1; where there is damage to compare, DGR's "
+        "accuracy is -40 points from vanilla's; on 50 rows: 1 setting: contradicts in 1; where there is damage to "
+        "compare, DGR's accuracy is -40 points from vanilla's."
     )
+    safety = said["Safety is kept"]
+    assert "s, with benign rows (2 settings): harmful rate +10 [+10, +10], over-refusal +0 [+0, +0];" in safety
+    assert "s, with benign rows, fewer rows (2 settings): harmful rate +10" in safety
     few = said["A few rows switch refusal on"]
-    assert "vanilla on 10 rows leaves a harmful rate of 1.00 [1.00, 1.00] in 1 run;" in few
-    assert "Not tested" in dict(claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)]))["Safety is kept"]
+    assert "s, DGR, 10 rows, 5 steps, lr 0.001 (2 runs): refuses 0.88 of harmful requests, complies with 0.12" in few
+    assert "50 rows" not in few
+    alone = dict(claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)]))
+    assert "Not tested" in alone["Safety is kept"] and "A few rows switch refusal on" not in alone
+
+
+def test_shift_is_ranked_among_arms_that_differ_in_wording_alone():
+    runs = [BASE]
+    runs += grid({"vanilla": 0.8, "half": 0.2, "DGR": 0.3, "native": 0.1})
+    runs += grid({"vanilla": 0.8, "half": 0.2, "DGR": 0.3, "native": 0.1}, source="t")
+    runs += grid({"vanilla": 0.02, "half": 0.0, "DGR": 0.01, "native": 0.0}, learning_rate=1e-4)  # no damage
+    runs += grid({"vanilla": 0.8, "DGR": 0.3}, benign=False)  # too few, and other steps
+    both, *alone = correlate(runs)
+    assert [(c.source, c.arms) for c in (both, *alone)] == [("all sources", 8), ("s", 4), ("t", 4)]
+    # Losses .8, .2, .3, .1 against 6, 4, 2, 1 nats a token, and against 300, 400, 200, 100 a row of 50 or 100 tokens.
+    assert alone[0].per_token == pytest.approx(0.8) and alone[0].per_row == pytest.approx(0.4)
+    assert correlation_table(alone)[1] == ["0.0002", "m", "s", "yes", "4", "+0.80", "+0.40"]
+    shift = dict(claims(runs))["Damage grows with the shift of the rows"]
+    assert shift == (
+        "Within a source, rho by learning rate: 0.0002: +0.80, +0.80; over all sources, rho by learning rate: "
+        f"0.0002: {both.per_token:+.2f}."
+    )
+    assert (
+        correlate(runs[:5]) == [] and "Not tested" in dict(claims(runs[:5]))["Damage grows with the shift of the rows"]
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12))

@@ -10,7 +10,6 @@ import pytest
 
 from dgr_jax import sampling
 from dgr_jax.engine import Decoding, Request
-from dgr_jax.errors import UserError
 from dgr_jax.packing import TokenSequence
 from dgr_jax.sampling import Sampler, pick_tokens
 from dgr_jax.scoring import Scorer
@@ -156,6 +155,15 @@ def test_temperature_sharpens(sampler):
     assert float(jnp.mean(drawn)) == pytest.approx(0.8**2 / (0.8**2 + 0.2**2), abs=2e-3)
 
 
-def test_a_prompt_without_room_is_named(sampler):
-    with pytest.raises(UserError, match="row 'long': a prompt of .* positions"):
-        list(sampler.generate([Request("long", "word " * 600)], DECODING, seed=0))
+def test_a_row_ends_at_the_last_position(sampler):
+    """Neither a long prompt nor one without room stops the others; both are truncated, and the rest is as alone."""
+    last = sampler.model.config.max_positions
+    words = next(n for n in range(last) if len(sampler.chat.prompt_ids("word " * n, None)) > last - 8)
+    rows = [Request("no room", "word " * last), Request("little room", "word " * words), *requests(3)]
+    found = generate(sampler, rows)
+    assert found["no room", 0].token_ids == () and found["no room", 0].truncated
+    little = found["little room", 0]
+    prompt = len(sampler.chat.prompt_ids("word " * words, None))
+    assert little.truncated and prompt + len(little.token_ids) == last
+    alone = generate(sampler, requests(3))
+    assert {key: found[key].token_ids for key in alone} == {key: c.token_ids for key, c in alone.items()}

@@ -21,6 +21,7 @@ from dgr_jax.filters import ACCEPTED, RewriteFilter
 from dgr_jax.models import from_pretrained
 from dgr_jax.refine import RefineConfig, refine
 from dgr_jax.refine_prompt import read_template
+from dgr_jax.sampling import Sampler
 from dgr_jax.scoring import Scorer
 from dgr_jax.traces import Trace, read_traces, write_traces
 
@@ -410,9 +411,16 @@ BAD_MODELS: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
 }
 
 
+# Rewriting and evaluation load their model through the sampler.
+LOADERS: dict[str, Callable[..., object]] = {
+    **STAGES,
+    "sampler": lambda model, source, output: Sampler.from_pretrained(model),
+}
+
+
 @pytest.mark.parametrize(
     ("stage", "kind"),
-    [(stage, kind) for stage in STAGES for kind in BAD_MODELS],
+    [(stage, kind) for stage in LOADERS for kind in BAD_MODELS],
 )
 def test_a_bad_model_is_named(tmp_path, random_model, rows, stage: str, kind: str):
     spoil, said = BAD_MODELS[kind]
@@ -420,7 +428,7 @@ def test_a_bad_model_is_named(tmp_path, random_model, rows, stage: str, kind: st
     shutil.copytree(random_model, model)
     spoil(model)
     with pytest.raises(UserError, match=said) as caught:
-        STAGES[stage](model, rows, tmp_path / "run")
+        LOADERS[stage](model, rows, tmp_path / "run")
     assert str(model) in str(caught.value) and "\n" not in str(caught.value)
     assert files_in(tmp_path / "run").keys() <= {"manifest.json"}
 

@@ -183,3 +183,24 @@ def test_a_trace_that_does_not_fit_is_named(random_model):
 def test_nothing_to_train_on():
     with pytest.raises(UserError, match="nothing to train on"):
         BatchPlan([], CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("batch_size", 0, "a whole number of 1 or more"),
+        ("epochs", "5", "a whole number of 1 or more"),
+        ("checkpoint_every", -3, "a whole number of 0 or more"),
+        ("learning_rate", "high", "a number of 0 or more"),
+        ("learning_rate", float("nan"), "a number of 0 or more"),
+        ("clip_norm", 0.0, "a number above 0"),
+        ("warmup_fraction", 2.0, "a number from 0 to 1"),
+        ("betas", 0.9, "two numbers from 0 to below 1"),
+        ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        ("remat", "some", "none or full"),
+        ("master_dtype", "float16", "float32 or bfloat16"),
+    ],
+)
+def test_a_recipe_refuses_what_it_cannot_do(field, value, wanted):
+    with pytest.raises(UserError, match=f"recipe: {field}=.*; give {wanted}"):
+        SFTConfig(**{field: value})

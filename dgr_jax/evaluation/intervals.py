@@ -62,6 +62,19 @@ def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
     return Interval(p, *bounds, "wilson, effective n by item clusters", items)
 
 
+def rate(value: float, n: int) -> Interval:
+    """Wilson's interval of a rate over n items of which only the value is known, such as a mean over seeds.
+
+    Several answers to an item count as one: the interval is too wide rather than too narrow.
+
+    Raises:
+      ValueError: n is not positive, or the value is not in [0, 1].
+    """
+    if n <= 0 or not 0 <= value <= 1:
+        raise ValueError(f"rate takes a value in [0, 1] and n > 0, not {value} of {n}")
+    return Interval(value, *_wilson_bounds(value, n), "wilson, n items", n)
+
+
 def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int) -> Interval:
     """Percentile bootstrap over items of sum(numerators) / sum(denominators), such as nats per token.
 

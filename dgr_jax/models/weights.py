@@ -134,7 +134,8 @@ def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> Non
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{folder}: " + "; ".join(problems[:3]) + more)
+        advice = "; config.json and weights are of different models: fetch both again"
+        raise UserError(f"{folder}: " + "; ".join(problems[:3]) + more + advice)
 
 
 def _read(files: TensorFiles, spec: ParameterSpec, index: tuple[slice, ...], dtype: Any) -> np.ndarray:

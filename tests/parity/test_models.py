@@ -1,5 +1,6 @@
 """Live agreement with transformers on PyTorch: logits, greedy tokens and scores from the folders that we write."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -24,9 +25,10 @@ POSITIONS = 4096
 
 @pytest.fixture(scope="module")
 def torch():
-    module = pytest.importorskip("torch")
-    module.manual_seed(0)
-    return module
+    import torch  # not importorskip: a parity check that skips itself would pass
+
+    torch.manual_seed(0)
+    return torch
 
 
 def loud_model(config: ModelConfig, seed: int) -> Decoder:
@@ -125,25 +127,51 @@ def test_logits_under_published_config_files(torch, tmp_path, dgr_data, name):
     assert_same_logits(torch, with_real_keys(raw, tmp_path / "model", 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("deepseek_r1_distill_qwen_32b/config.json", {"rope_theta": 1e4, "tie_word_embeddings": False}),
-        ("deepseek_r1_distill_qwen_32b/config.json", {"rms_norm_eps": 1e-6, "tie_word_embeddings": True}),
-        ("config_qwen3-8b.json", {"tie_word_embeddings": True, "max_position_embeddings": 40_960}),
-        ("config_llama-3.1-8b-instruct.json", {"head_dim": 10}),
-    ],
-    ids=["r1-1.5b: untied, theta 1e4", "qwen2.5-1.5b: tied", "qwen3-0.6b", "llama with a head_dim of its own"],
-)
-def test_logits_of_the_small_models_traps(torch, tmp_path, dgr_data, name, changes):
-    raw = json.loads((dgr_data / "models" / name).read_text()) | changes
-    assert_same_logits(torch, with_real_keys(raw, tmp_path / "model", 2))
+def heads(count: int, kv: int, theta: float, eps: float, *, tied: bool, positions: int, **more: object) -> dict:
+    return {
+        "num_attention_heads": count, "num_key_value_heads": kv, "rope_theta": theta, "rms_norm_eps": eps,
+        "tie_word_embeddings": tied, "max_position_embeddings": positions, "hidden_act": "silu", **more,
+    }  # fmt: skip
 
 
-def test_transformers_generates_the_same_greedy_tokens_from_our_export(torch, tmp_path, tiny_lrm):
+_LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+TRAPS = {
+    "R1-Distill-Qwen-1.5B: untied, theta 1e4": {
+        "model_type": "qwen2", **heads(12, 2, 1e4, 1e-6, tied=False, positions=131_072),
+    },
+    "its tied base": {"model_type": "qwen2", **heads(12, 2, 1e6, 1e-6, tied=True, positions=32_768)},
+    "R1-Distill-Qwen-14B: eps 1e-5": {
+        "model_type": "qwen2", **heads(40, 8, 1e6, 1e-5, tied=False, positions=131_072),
+    },
+    "Qwen3-0.6B: heads x head_dim is not the width": {
+        "model_type": "qwen3", **heads(16, 8, 1e6, 1e-6, tied=True, positions=40_960, head_dim=128),
+    },
+    "R1-Distill-Llama-8B: llama3 scaling, no head_dim": {
+        "model_type": "llama",
+        **heads(32, 8, 5e5, 1e-5, tied=False, positions=131_072, rope_scaling={"rope_type": "llama3", **_LLAMA3}),
+    },
+    "the same in the newer spelling, a head_dim of its own": {
+        "model_type": "llama",
+        **heads(32, 8, 5e5, 1e-5, tied=False, positions=131_072, head_dim=128),
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **_LLAMA3},
+    },
+}  # fmt: skip
+"""What has tripped readers of these models' config files."""
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_logits_of_what_has_tripped_others(torch, tmp_path, trap):
+    assert_same_logits(torch, with_real_keys(TRAPS[trap], tmp_path / "model", 2))
+
+
+@pytest.mark.parametrize("family", ["tiny-lrm", "qwen2", "llama"])
+def test_transformers_generates_the_same_greedy_tokens_from_our_export(torch, tmp_path, tiny_lrm, family):
     import transformers
 
-    save_pretrained(from_pretrained(tiny_lrm), tmp_path / "model", companions_from=tiny_lrm)
+    model = from_pretrained(tiny_lrm)
+    if family != "tiny-lrm":
+        model = loud_model(dataclasses.replace(fuzzed(family, 1), vocab_size=model.config.vocab_size), 1)
+    save_pretrained(model, tmp_path / "model", companions_from=tiny_lrm)
     sampler = Sampler.from_pretrained(tmp_path / "model", batch_size=4)
     rows = safety_rows("r1_act", harmful=4, benign=2, seed=1)
     prompts = [item.prompt for item in problem_suite(6, seed=1).items] + [row.prompt for row in rows]
