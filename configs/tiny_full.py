@@ -31,5 +31,6 @@ def get_config() -> ml_collections.ConfigDict:
         {"native": [True], "learning_rate": RATES, "model": ["tiny"]},
         {"dose": [0.0, 1.0], "learning_rate": [2e-4, 8e-4], "rows": [50, 200], "model": ["tiny"]},
         {"dose": [0.0, 1.0], "learning_rate": [1e-3], "rows": [10], "steps": [5]},
+        {"dose": [0.0, 1.0], "learning_rate": [2e-4, 4e-4], "rows": [10], "steps": [40], "model": ["tiny"]},
     )
     return config

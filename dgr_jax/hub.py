@@ -33,4 +33,5 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds for "cannot be had"; all mean the same here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {name}: no such folder, and the hub says: {reason}; check the name, or give a folder") from error
+        where = f"model {name}: no such folder, and the hub says"
+        raise UserError(f"{where}: {reason}; check the name, or give a folder") from error

@@ -237,7 +237,9 @@ def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> "_Table":
 def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list["_Table"]:
     """The first refinement of each model and source."""
     tables = []
-    first = {(summary["model"], summary["source"]): name for name, summary in reversed(refinements.items())}
+    first: dict[tuple[str, str], str] = {}
+    for name, summary in refinements.items():
+        first.setdefault((summary["model"], summary["source"]), name)
     for name in sorted(first.values()):
         summary = refinements[name]
         rows = [["prompt", "original", "rewritten by the target"]]
