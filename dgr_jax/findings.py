@@ -177,7 +177,7 @@ def claims(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Safety is kept", _safety(pairs)),
         ("Damage grows with the shift of the rows", _shift(runs)),
     ]
-    few = [run for run in runs if run.get("rows") and run["kind"] in ("vanilla", "DGR")]
+    few = [pair for pair in pairs if pair.setting["rows"]]
     return found + ([("A few rows switch refusal on", _few_rows(few))] if few else [])
 
 
@@ -242,23 +242,22 @@ def correlation_table(found: Sequence[Correlation]) -> list[list[str]]:
     return rows
 
 
-def _few_rows(runs: Sequence[Run]) -> str:
+def _few_rows(pairs: Sequence[Comparison]) -> str:
     """Of the fewest rows that were tried."""
-    fewest = min(run["rows"] for run in runs)
-    arms: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        if run["rows"] == fewest:
-            arms.setdefault((run["source"], run["learning_rate"], run["steps"], run["kind"]), []).append(run)
+    fewest = min(pair.setting["rows"] for pair in pairs)
+    chosen = [pair for pair in pairs if pair.setting["rows"] == fewest]
     parts = []
-    for (source, rate, steps, kind), arm in sorted(arms.items()):
-        refused, complied, solved = (
-            f"{_mean(arm, lambda run, key=key: run[key]['value']):.2f}"
-            for key in ("refusal_rate", "harmful_rate", "reasoning_accuracy")
-        )
-        how = f"{source}, {kind}, {fewest} rows, {_count(steps, 'step') if steps else 'by epochs'}, lr {rate:g}"
-        what = f"refuses {refused} of harmful requests, complies with {complied}, solves {solved}"
-        parts.append(f"{how} ({_count(len(arm), 'run')}): {what}")
-    return f"{'; '.join(parts)}."
+    for rate, what in (("refusal_rate", "harmful requests refused"), ("reasoning_accuracy", "problems solved")):
+        means = [[statistics.fmean(arm[rate]) for arm in (pair.vanilla, pair.refined)] for pair in chosen]
+        by_kind = [
+            f"{kind} {statistics.fmean(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+            for kind, values in zip(("vanilla", "DGR"), zip(*means, strict=True), strict=True)
+        ]
+        more = sum(refined > vanilla + NOTICEABLE for vanilla, refined in means)
+        less = sum(refined < vanilla - NOTICEABLE for vanilla, refined in means)
+        parts.append(f"{what}: {', '.join(by_kind)}; DGR's is noticeably higher in {more}, lower in {less}")
+    where = f"{_on_rows(fewest)}, {_count(len(chosen), 'setting')} (mean over seeds; mean [least, most] over settings)"
+    return _capital(f"{where}. {'. '.join(map(_capital, parts))}.")
 
 
 def _on_rows(rows: int) -> str:

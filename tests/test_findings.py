@@ -107,8 +107,12 @@ def test_claims_speak_of_what_the_runs_show():
     assert "s, with benign rows (2 settings): harmful rate +10 [+10, +10], over-refusal +0 [+0, +0];" in safety
     assert "s, with benign rows, fewer rows (2 settings): harmful rate +10" in safety
     few = said["A few rows switch refusal on"]
-    assert "s, DGR, 10 rows, 5 steps, lr 0.001 (2 runs): refuses 0.88 of harmful requests, complies with 0.12" in few
-    assert "50 rows" not in few
+    assert few == (
+        "On 10 rows, 1 setting (mean over seeds; mean [least, most] over settings). Harmful requests refused: "
+        "vanilla 0.98 [0.98, 0.98], DGR 0.88 [0.88, 0.88]; DGR's is noticeably higher in 0, lower in 1. "
+        "Problems solved: vanilla 0.90 [0.90, 0.90], DGR 0.49 [0.49, 0.49]; DGR's is noticeably higher in 0, lower "
+        "in 1."
+    )
     alone = dict(claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)]))
     assert "Not tested" in alone["Safety is kept"] and "A few rows switch refusal on" not in alone
 
