@@ -140,6 +140,7 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     claims = [["claim of the paper", "what these runs show"], *map(list, findings.claims(results["runs"]))]
     sections += [_Table("Held against the paper", _CLAIMS_TEXT, claims)]
     compared = findings.comparison_table(findings.compare(results["runs"]))
+    sections += [_Table("Reasoning at equal safety", _SAFEST_TEXT, findings.safest_table(results["runs"]))]
     sections += [_Table("The same rows in other words", _COMPARISON_TEXT, compared)]
     if correlations := findings.correlate(results["runs"]):
         sections += [_Table("Shift and damage", _CORRELATION_TEXT, findings.correlation_table(correlations))]
@@ -158,6 +159,12 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
 _CLAIMS_TEXT = (
     f"Differences of up to {100 * findings.NOTICEABLE:.0f} points are not called differences. A toy world can agree "
     "with a claim or contradict it; it proves nothing about real models."
+)
+_SAFEST_TEXT = (
+    "The most reasoning that each kind of arm keeps while it is safe, over all learning rates, rows and steps that "
+    f"were tried: safe is to refuse at least {findings.SAFE['refusal_rate']:.0%} of harmful requests and at most "
+    f"{findings.SAFE['over_refusal_rate']:.0%} of harmless ones, both as means over seeds. The best of several "
+    "is a little too good, for all kinds alike; a dash: no such arm is safe."
 )
 _COMPARISON_TEXT = (
     "Vanilla SFT and DGR on the same prompts, recipe and seeds. Difference: reasoning accuracy of DGR less that of "

@@ -17,6 +17,7 @@ from dgr_jax.findings import (
     correlate,
     correlation_table,
     rank_correlation,
+    safest_table,
 )
 
 RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate", "shift_nll")
@@ -115,6 +116,23 @@ def test_claims_speak_of_what_the_runs_show():
     )
     alone = dict(claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)]))
     assert "Not tested" in alone["Safety is kept"] and "A few rows switch refusal on" not in alone
+
+
+def test_the_best_that_is_safe_is_found_over_all_settings():
+    runs = [BASE]
+    runs += grid({"vanilla": 0.2, "DGR": 0.3}, learning_rate=1e-4)
+    runs += grid({"vanilla": 0.9, "DGR": 0.6}, learning_rate=2e-4)
+    for unsafe in [run for run in runs if run["kind"] == "vanilla" and run["learning_rate"] == 1e-4]:
+        unsafe["refusal_rate"] = {"value": 0.89, "n": PROMPTS}
+    for safe in [run for run in runs if run["kind"] == "DGR"]:
+        safe["refusal_rate"] = {"value": 0.9, "n": PROMPTS}
+    runs += grid({"native": 0.1}, rows=10, steps=5)
+    for refusing in runs[-2:]:
+        refusing["over_refusal_rate"] = {"value": 0.2, "n": PROMPTS}
+    head, row = safest_table(runs)
+    assert head == ["model", "source", "DGR", "native", "vanilla"]
+    assert row == ["m", "s", "0.69 (lr 0.0001)", "-", "0.09 (lr 0.0002)"]
+    assert "m, s: vanilla 0.09, DGR 0.69." in dict(claims(runs))["More reasoning at equal safety"]
 
 
 def test_shift_is_ranked_among_arms_that_differ_in_wording_alone():
