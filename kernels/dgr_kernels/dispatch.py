@@ -1,30 +1,37 @@
 """Choosing an implementation: loud when one is named, falling through when none is."""
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Sequence
 from typing import Any
+
+IMPLEMENTATIONS = ("reference", "chunked", "tpu", "gpu")
+"""Of every operation: modules of its package that hold a function of one name."""
 
 
 def dispatch(
-    implementations: Mapping[str, Callable[..., Any]],
-    named: str | None,
-    default: Sequence[str],
-    *args: Any,
-    **kwargs: Any,
+    operation: str, function: str, named: str | None, default: Sequence[str], *args: Any, **kwargs: Any
 ) -> Any:
-    """Calls the named implementation, or the first of `default` that can serve the arguments.
+    """Calls a function of the named implementation, or of the first of `default` that can serve the arguments.
+
+    An implementation is imported when it is first called: nobody pays for Pallas who does not use it.
 
     Raises:
       ValueError: no implementation has that name.
       NotImplementedError: the named one, or every default one, cannot serve the arguments; reasons are in the message.
     """
     if named is not None:
-        if named not in implementations:
-            raise ValueError(f"implementation is {named!r}; choose one of {', '.join(sorted(implementations))}")
-        return implementations[named](*args, **kwargs)
+        if named not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation is {named!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
+        return getattr(load(operation, named), function)(*args, **kwargs)
     reasons = []
     for name in default:
         try:
-            return implementations[name](*args, **kwargs)
+            return getattr(load(operation, name), function)(*args, **kwargs)
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
     raise NotImplementedError("no implementation can serve these arguments: " + "; ".join(reasons))
+
+
+def load(operation: str, name: str) -> Any:
+    """The module of an implementation."""
+    return importlib.import_module(f"dgr_kernels.{operation}.{name}")

@@ -1,18 +1,22 @@
-"""Token scores against float64, for every implementation."""
+"""Token scores against float64, for every implementation; the kernels run in Pallas' interpreters."""
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dgr_kernels.token_scores import chunked, token_scores
+from dgr_kernels.token_scores import chunked, gpu, token_scores, tpu
+from hypothesis import HealthCheck, given, settings
 
-IMPLEMENTATIONS = ("reference", "chunked")
+from tests.kernels.cases import assert_mostly_close, token_scores_in_float64
+from tests.kernels.interpreters import simulated
 
-
-def draw_inputs(T=37, D=16, V=301, dtype=jnp.float32):
-    rng = np.random.default_rng(0)
-    hidden, unembed = (jnp.asarray(rng.normal(size=s), dtype) for s in ((T, D), (V, D)))
-    return hidden, unembed, jnp.asarray(rng.integers(0, V, T), jnp.int32)
+IMPLEMENTATIONS = ("reference", "chunked", "tpu", "gpu")
+DTYPE = {"reference": jnp.float32, "chunked": jnp.float32, "tpu": jnp.float32, "gpu": jnp.bfloat16}
+BLOCKS = {"tpu": tpu.Blocks(128, 128), "gpu": gpu.Blocks(parts=2, stages=2, chunk_elements=256 * 128)}
+SCORE = dict(most=2e-6, all_within=1e-5)
+GRADIENT = {jnp.float32: dict(most=5e-6, all_within=2e-5), jnp.bfloat16: dict(most=5e-3, all_within=1e-2)}
+"""A float32 logit between 16 and 32 is rounded by up to 1e-6, and its softmax weight by as much in proportion."""
 
 
 @pytest.fixture(autouse=True)
@@ -21,36 +25,88 @@ def several_chunks(monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 301 * 10)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def draw_inputs(seed=0, T=37, D=16, V=301, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    hidden, unembed = (jnp.asarray(rng.normal(size=s), dtype) for s in ((T, D), (V, D)))
+    hidden = hidden * jnp.asarray(16 / D, dtype) ** 0.5
+    targets = rng.integers(0, V, T)
+    greedy = (np.asarray(hidden, np.float64) @ np.asarray(unembed, np.float64).T).argmax(1)
+    targets[::3] = greedy[::3]
+    return hidden, unembed, jnp.asarray(targets, jnp.int32)
+
+
+def check(implementation, seed, T, D, V, dtype=None):
+    dtype = dtype or DTYPE[implementation]
+    hidden, unembed, targets = draw_inputs(seed, T, D, V, dtype)
+    factors = jnp.asarray(np.random.default_rng(seed).normal(size=(3, T)), jnp.float32)
+
+    def loss(hidden, unembed):
+        scores = token_scores(
+            hidden,
+            unembed,
+            targets,
+            with_entropy=True,
+            implementation=implementation,
+            blocks=BLOCKS.get(implementation),
+        )
+        return jnp.sum(factors * jnp.stack([scores.log_prob, scores.log_sum_exp, scores.entropy])), scores
+
+    with simulated(implementation):
+        (_, scores), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, unembed)
+    log_prob, log_sum_exp, greedy, entropy, *expected = token_scores_in_float64(hidden, unembed, targets, *factors)
+    np.testing.assert_array_equal(scores.is_greedy, greedy)
+    assert scores.is_greedy[::3].all()
+    for found, value in ((scores.log_prob, log_prob), (scores.log_sum_exp, log_sum_exp), (scores.entropy, entropy)):
+        assert found.dtype == jnp.float32
+        assert_mostly_close(found, value, **SCORE)
+    for found, value in zip(gradients, expected, strict=True):
+        assert_mostly_close(found, value, **GRADIENT[dtype])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_matches_float64(implementation, dtype):
-    hidden, unembed, targets = draw_inputs(dtype=dtype)
-    logits = np.asarray(hidden, np.float64) @ np.asarray(unembed, np.float64).T
-    targets = targets.at[:5].set(logits[:5].argmax(1))
-    lse = np.log(np.exp(logits).sum(1))
-    log_probs = logits - lse[:, None]
-    scores = token_scores(hidden, unembed, targets, with_entropy=True, implementation=implementation)
-    np.testing.assert_allclose(scores.log_prob, log_probs[np.arange(37), targets], atol=2e-5)
-    np.testing.assert_allclose(scores.log_sum_exp, lse, atol=2e-5)
-    np.testing.assert_allclose(scores.entropy, -(np.exp(log_probs) * log_probs).sum(1), atol=2e-5)
-    np.testing.assert_array_equal(scores.is_greedy, logits.argmax(1) == np.asarray(targets))
-    assert scores.is_greedy[:5].all()
+def test_xla_matches_float64_with_gradients(implementation, dtype):
+    check(implementation, 0, 37, 16, 301, dtype)
 
 
-def test_gradients_agree():
-    hidden, unembed, targets = draw_inputs()
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 10_000),
+    T=st.sampled_from((1, 128, 150)),
+    D=st.sampled_from((64, 72)),
+    V=st.sampled_from((100, 256, 301)),
+    dtype=st.sampled_from((jnp.float32, jnp.bfloat16)),
+)
+def test_tpu_kernels_match_float64(seed, T, D, V, dtype):
+    """Vocabularies that are smaller than a tile, whole tiles, and neither."""
+    check("tpu", seed, T, D, V, dtype)
 
-    def loss(hidden, unembed, implementation):
-        s = token_scores(hidden, unembed, targets, with_entropy=True, implementation=implementation)
-        return jnp.sum(s.log_prob * 1.5 + jnp.sin(s.log_sum_exp) + s.entropy**2)
 
-    plain, chunks = (jax.grad(loss, (0, 1))(hidden, unembed, name) for name in IMPLEMENTATIONS)
-    for a, b in zip(plain, chunks, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("T", "D", "V"), [(150, 136, 600), (1, 64, 100), (128, 64, 512)])
+def test_gpu_kernels_match_float64(T, D, V):
+    check("gpu", 0, T, D, V)
 
 
-def test_entropy_is_made_only_when_asked_for():
-    assert token_scores(*draw_inputs()).entropy is None
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_without_entropy_the_rest_is_the_same(implementation):
+    arguments = draw_inputs(1, 20, 64, 150, DTYPE[implementation])
+    with simulated(implementation):
+        with_entropy = token_scores(*arguments, with_entropy=True, implementation=implementation)
+        without = token_scores(*arguments, implementation=implementation)
+    assert without.entropy is None
+    np.testing.assert_array_equal(without.is_greedy, with_entropy.is_greedy)
+    for a, b in zip(without[:2], with_entropy[:2], strict=True):
+        assert_mostly_close(a, b, most=2e-7, all_within=2e-7)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_token_outside_the_vocabulary_scores_nan_when_jitted(implementation):
+    hidden, unembed, targets = draw_inputs(1, 20, 64, 150, DTYPE[implementation])
+    wrong = targets.at[3].set(150).at[7].set(-1)
+    with simulated(implementation):
+        scores = jax.jit(lambda t: token_scores(hidden, unembed, t, implementation=implementation))(wrong)
+    np.testing.assert_array_equal(np.isnan(scores.log_prob), np.isin(np.arange(20), (3, 7)))
+    assert np.isfinite(scores.log_sum_exp).all() and not scores.is_greedy[jnp.asarray([3, 7])].any()
 
 
 @pytest.mark.parametrize(
@@ -60,9 +116,32 @@ def test_entropy_is_made_only_when_asked_for():
         ({1: jnp.zeros((301, 15))}, "unembed has shape"),
         ({2: jnp.zeros(36, jnp.int32)}, "targets has shape"),
         ({2: jnp.zeros(37)}, "targets has dtype"),
+        ({2: jnp.full(37, 301)}, "targets holds 301 at 0; .* has tokens 0 to 300"),
+        ({2: jnp.zeros(37, jnp.int32).at[4].set(-2)}, "targets holds -2 at 4"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change, message):
     arguments = [change.get(i, value) for i, value in enumerate(draw_inputs())]
     with pytest.raises(ValueError, match=message):
         token_scores(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "arguments", "message"),
+    [
+        ("gpu", draw_inputs(), "float32"),
+        ("gpu", draw_inputs(D=20, dtype=jnp.bfloat16), "20 dimensions"),
+        ("tpu", draw_inputs(dtype=jnp.float16), "float16"),
+    ],
+)
+def test_a_named_kernel_that_cannot_serve_says_why(implementation, arguments, message):
+    with pytest.raises(NotImplementedError, match=message):
+        token_scores(*arguments, implementation=implementation)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: tpu.Blocks(100, 128), lambda: gpu.Blocks(vocabulary=64), lambda: gpu.Blocks(stages=1)]
+)
+def test_blocks_are_validated(make):
+    with pytest.raises(ValueError, match=r"blocks\.\w+ is \d+; it must be"):
+        make()

@@ -1,14 +1,13 @@
 """The dispatcher: checks arguments, picks an implementation."""
 
+import dataclasses
 from typing import Literal, overload
 
 import jax
 
-from dgr_kernels.attention import chunked, reference
+from dgr_kernels.attention.tiles import Blocks, Tiles
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.dispatch import dispatch
-
-_IMPLEMENTATIONS = {"reference": reference.attention, "chunked": chunked.attention}
+from dgr_kernels.dispatch import dispatch, load
 
 LONGEST_PLAIN = 1024
 """Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
@@ -23,6 +22,7 @@ def attention(
     *,
     scale: float | None = None,
     implementation: str | None = None,
+    blocks: Blocks | None = None,
     return_log_sum_exp: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
@@ -34,6 +34,7 @@ def attention(
     *,
     scale: float | None = None,
     implementation: str | None = None,
+    blocks: Blocks | None = None,
     return_log_sum_exp: Literal[True],
 ) -> tuple[jax.Array, jax.Array]: ...
 def attention(
@@ -44,6 +45,7 @@ def attention(
     *,
     scale: float | None = None,
     implementation: str | None = None,
+    blocks: Blocks | None = None,
     return_log_sum_exp: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Softmax attention of each query over the keys that it may see.
@@ -56,7 +58,9 @@ def attention(
       k, v: [B, S, K, H] with S >= T and N a multiple of K.
       visibility: of [B, T]; see `Visibility` for where a query stands when S > T.
       scale: factor on the scores; 1 / sqrt(H) by default.
-      implementation: "reference" (plain XLA) or "chunked" (XLA, memory linear in S); None picks by length.
+      implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tpu" (Pallas) or "gpu" (Mosaic
+        GPU, Hopper). None picks one of the first two by length: the kernels were not yet measured on hardware.
+      blocks: sizes of the kernels' tiles, instead of what they choose by shape; XLA's implementations have none.
       return_log_sum_exp: also return the log-sum-exp of the scaled scores, float32 [B, T, N].
 
     Returns:
@@ -68,9 +72,36 @@ def attention(
     """
     _check(q, k, v, visibility)
     default = ("reference", "chunked") if k.shape[1] <= LONGEST_PLAIN else ("chunked", "reference")
+    options = {} if blocks is None else {"blocks": blocks}
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, log_sum_exp = dispatch(_IMPLEMENTATIONS, implementation, default, q, k, v, visibility, scale=scale)
+    out, log_sum_exp = dispatch(
+        "attention", "attention", implementation, default, q, k, v, visibility, scale=scale, **options
+    )
     return (out, log_sum_exp) if return_log_sum_exp else out
+
+
+def prepare(
+    visibility: Visibility, *, keys: int, group: int, implementation: str | None = None, blocks: Blocks | None = None
+) -> Visibility:
+    """Makes the lists of tiles that an implementation walks: once per batch, for every layer and both passes.
+
+    `attention` does it by itself where it was not done; the result is the same.
+
+    Args:
+      visibility: of [B, T].
+      keys: S.
+      group: query heads per kv head, N / K.
+      implementation, blocks: as `attention` will get them.
+
+    Returns:
+      The visibility with its lists, or as it was where the implementation has none.
+    """
+    if implementation not in ("tpu", "gpu"):
+        return visibility
+    if blocks is None:
+        blocks = load("attention", implementation).choose_blocks(visibility.own_start.shape[1], keys, group)
+    assert isinstance(blocks, Blocks)
+    return dataclasses.replace(visibility, tiles=Tiles.of(visibility, keys, blocks))
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> None:
@@ -88,3 +119,4 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> 
         shape = getattr(visibility, name).shape
         if shape != q.shape[:2]:
             raise ValueError(f"visibility.{name} has shape {shape}; it must be [B, T] = {q.shape[:2]}")
+    visibility.check(k.shape[1])

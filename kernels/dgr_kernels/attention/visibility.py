@@ -1,10 +1,16 @@
 """Who sees whom: three integers per query instead of a mask."""
 
 import dataclasses
-from typing import Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+if TYPE_CHECKING:
+    from dgr_kernels.attention.tiles import Tiles
 
 
 @jax.tree_util.register_dataclass
@@ -14,15 +20,18 @@ class Visibility:
 
     With S keys and T queries, query t stands at key index u = S - T + t (T = S: its own place). It sees key s when
     `s <= u` and (`prefix_start <= s < prefix_end` or `s >= own_start`). A cache of S slots, partly filled, is
-    served by prefix = [0, written) and own_start = S.
+    served by prefix = [0, written) and own_start = S. Nothing may point past u + 1: a range that holds nothing is
+    written as an empty one.
 
     Attributes:
       prefix_start, prefix_end, own_start: int32 [B, T].
+      tiles: the kernels' lists, made once for all layers by `dgr_kernels.attention.prepare`.
     """
 
     prefix_start: jax.Array
     prefix_end: jax.Array
     own_start: jax.Array
+    tiles: "Tiles | None" = None
 
     @classmethod
     def causal(cls, batch: int, length: int) -> Self:
@@ -43,6 +52,56 @@ class Visibility:
         own_start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
         nothing = jnp.zeros_like(own_start)
         return cls(nothing, nothing, own_start)
+
+    @classmethod
+    def grouped(cls, group_ids: jax.Array, part_ids: jax.Array) -> Self:
+        """Groups of sequences that share a prefix, any number of them in a row.
+
+        A group is its prefix, then its continuations, each of which sees the prefix and itself.
+
+        Args:
+          group_ids: int32 [B, T]; equal and adjacent within a group, 0 for padding, which sees itself alone.
+          part_ids: int32 [B, T]; 0 in a group's prefix, another number in each continuation, equal and adjacent
+            within it. All 0 gives `packed`.
+        """
+        index = jnp.arange(group_ids.shape[1], dtype=jnp.int32)[None]
+
+        def begins(ids: jax.Array) -> jax.Array:
+            return ids != jnp.pad(ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+
+        new_group = begins(group_ids) | (group_ids == 0)
+        new_part = new_group | begins(part_ids)
+        group_start = jax.lax.cummax(jnp.where(new_group, index, 0), axis=1)
+        own_start = jax.lax.cummax(jnp.where(new_part, index, 0), axis=1)
+        in_prefix = (part_ids == 0).astype(jnp.int32)
+        before = jnp.cumsum(in_prefix, axis=1) - in_prefix
+        prefix_end = group_start + before - jax.lax.cummax(jnp.where(new_group, before, 0), axis=1)
+        inside = (part_ids != 0) & (group_ids != 0)
+        return cls(
+            jnp.where(inside, group_start, 0).astype(jnp.int32),
+            jnp.where(inside, prefix_end, 0).astype(jnp.int32),
+            own_start.astype(jnp.int32),
+        )
+
+    @classmethod
+    def shared_prefix(cls, prefix: int, continuations: Sequence[int], length: int | None = None) -> Self:
+        """One row: a prefix and its continuations.
+
+        Args:
+          prefix: tokens of the prefix.
+          continuations: tokens of each.
+          length: T; what is left over is padding. The sum of all by default.
+
+        Raises:
+          ValueError: `length` is less than the sum.
+        """
+        parts = np.repeat(np.arange(1 + len(continuations), dtype=np.int32), [prefix, *continuations])
+        length = len(parts) if length is None else length
+        if length < len(parts):
+            raise ValueError(f"length is {length}; the prefix and its continuations have {len(parts)} tokens")
+        padding = (0, length - len(parts))
+        groups = np.pad(np.ones_like(parts), padding)
+        return cls.grouped(jnp.asarray(groups)[None], jnp.asarray(np.pad(parts, padding))[None])
 
     @classmethod
     def padded(cls, lengths: jax.Array, length: int) -> Self:
@@ -67,6 +126,27 @@ class Visibility:
         """
         end = written[:, None]
         return cls(jnp.zeros_like(end), end, jnp.full_like(end, slots))
+
+    def check(self, keys: int) -> None:
+        """Checks the values against S = `keys`; traced ones cannot be checked.
+
+        Raises:
+          ValueError: a bound is negative, points past what its query may see, or prefix_end comes before prefix_start.
+        """
+        bounds = (self.prefix_start, self.prefix_end, self.own_start)
+        if any(isinstance(x, Tracer) for x in bounds):
+            return
+        start, end, own = (np.asarray(x) for x in bounds)
+        most = (keys - own.shape[1]) + np.arange(own.shape[1]) + 1
+        for name, value, low in (("prefix_start", start, 0), ("prefix_end", end, start), ("own_start", own, 0)):
+            wrong = np.argwhere((value < low) | (value > most))
+            if len(wrong):
+                b, t = wrong[0]
+                least = start[b, t] if name == "prefix_end" else 0
+                raise ValueError(
+                    f"visibility.{name} is {value[b, t]} at row {b}, query {t}; "
+                    f"it must lie between {least} and {most[t]} (one past the key at which the query stands)"
+                )
 
     def mask(self, keys: int) -> jax.Array:
         """The same as a boolean mask [B, T, S] for `keys` = S; True where the query sees the key."""

@@ -1,15 +1,15 @@
 """The dispatcher: checks arguments, picks an implementation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from dgr_kernels.dispatch import dispatch
-from dgr_kernels.token_scores import chunked, reference
-from dgr_kernels.token_scores.scores import TokenScores
-
-__all__ = ["TokenScores", "token_scores"]
-
-_IMPLEMENTATIONS = {"reference": reference.token_scores, "chunked": chunked.token_scores}
+from dgr_kernels.token_scores import chunked
+from dgr_kernels.token_scores.scores import Partial, TokenScores
 
 
 def token_scores(
@@ -19,24 +19,52 @@ def token_scores(
     *,
     with_entropy: bool = False,
     implementation: str | None = None,
+    blocks: Any = None,
 ) -> TokenScores:
     """Log-probability of each target under softmax(hidden @ unembed.T), differentiable in hidden and unembed.
 
     Args:
       hidden: [T, D], final hidden states.
       unembed: [V, D], as Hugging Face stores it; never transposed or padded in memory.
-      targets: int32 [T], each in [0, V): what a jitted function cannot check, its caller must.
+      targets: integers [T], each in [0, V). In a jitted function, which cannot check them, a target outside the
+        vocabulary has log-probability NaN.
       with_entropy: also return the entropy of each row's distribution.
-      implementation: "reference" (plain XLA, keeps [T, V] logits) or "chunked" (XLA, logits of a few rows at a
-        time, recomputed for the gradient). None takes the chunked one where the logits would fill more than a chunk.
+      implementation: "reference" (plain XLA, keeps [T, V] logits), "chunked" (XLA, logits of a few rows at a time,
+        recomputed for the gradient), "tpu" (Pallas) or "gpu" (Mosaic GPU, Hopper). None takes the chunked one where
+        the logits would fill more than a chunk: the kernels were not yet measured on hardware.
+      blocks: the kernel's `Blocks`, instead of what it chooses by shape; XLA's implementations have none.
 
     Returns:
       `TokenScores`, float32 whatever the inputs.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit; the message names the argument.
+      ValueError: shapes, dtypes or targets that do not fit; the message names the argument.
       NotImplementedError: the named implementation cannot serve these arguments.
     """
+    check(hidden, unembed, targets)
+    return partial_scores(hidden, unembed, targets, with_entropy, implementation, blocks).scores()
+
+
+def partial_scores(
+    hidden: jax.Array,
+    unembed: jax.Array,
+    targets: jax.Array,
+    with_entropy: bool,
+    implementation: str | None,
+    blocks: Any,
+) -> Partial:
+    """Scores against a part of a vocabulary, by the named or the default implementation."""
+    small = hidden.shape[0] * unembed.shape[0] <= chunked.CHUNK_ELEMENTS
+    default = ("reference", "chunked") if small else ("chunked", "reference")
+    options = {} if blocks is None else {"blocks": blocks}
+    return dispatch(
+        "token_scores", "partial_scores", implementation, default,
+        hidden, unembed, targets.astype(jnp.int32), with_entropy=with_entropy, **options,
+    )  # fmt: skip
+
+
+def check(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> None:
+    """Raises ValueError for arguments of `token_scores` that do not fit."""
     if hidden.ndim != 2:
         raise ValueError(f"hidden has shape {hidden.shape}; it must be [T, D]")
     if unembed.ndim != 2 or unembed.shape[1] != hidden.shape[1]:
@@ -49,6 +77,11 @@ def token_scores(
         )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets has dtype {targets.dtype}; it must be an integer type")
-    small = hidden.shape[0] * unembed.shape[0] <= chunked.CHUNK_ELEMENTS
-    default = ("reference", "chunked") if small else ("chunked", "reference")
-    return dispatch(_IMPLEMENTATIONS, implementation, default, hidden, unembed, targets, with_entropy=with_entropy)
+    if isinstance(targets, Tracer):
+        return
+    values, V = np.asarray(targets), unembed.shape[0]
+    wrong = np.flatnonzero((values < 0) | (values >= V))
+    if len(wrong):
+        raise ValueError(
+            f"targets holds {values[wrong[0]]} at {wrong[0]}; unembed {unembed.shape} has tokens 0 to {V - 1}"
+        )

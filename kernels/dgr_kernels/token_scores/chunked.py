@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from dgr_kernels.token_scores import reference
-from dgr_kernels.token_scores.scores import TokenScores
+from dgr_kernels.token_scores.scores import Partial
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits alive at a time (64 MiB in float32)."""
 
 
-def token_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *, with_entropy: bool) -> TokenScores:
-    """See `dgr_kernels.token_scores.token_scores`."""
+def partial_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *, with_entropy: bool) -> Partial:
+    """See `dgr_kernels.token_scores.token_scores` and `Partial`."""
     T, D = hidden.shape
     rows = max(8, min(T, CHUNK_ELEMENTS // unembed.shape[0]))
     chunks = -(-T // rows)
@@ -23,8 +23,8 @@ def token_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *, w
 
     # Recomputing in the backward pass keeps one chunk's logits alive; the gradient of `unembed` adds up in the scan.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def score(hidden_chunk: jax.Array, target_chunk: jax.Array) -> TokenScores:
-        return reference.token_scores(hidden_chunk, unembed, target_chunk, with_entropy=with_entropy)
+    def score(hidden_chunk: jax.Array, target_chunk: jax.Array) -> Partial:
+        return reference.partial_scores(hidden_chunk, unembed, target_chunk, with_entropy=with_entropy)
 
     _, scores = jax.lax.scan(lambda _, chunk: (None, score(*chunk)), None, (hidden, targets))
     return jax.tree.map(lambda x: x.reshape(-1)[:T], scores)

@@ -3,15 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from dgr_kernels.token_scores.scores import TokenScores
+from dgr_kernels.token_scores.scores import Partial
 
 
-def token_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *, with_entropy: bool) -> TokenScores:
-    """See `dgr_kernels.token_scores.token_scores`."""
+def partial_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *, with_entropy: bool) -> Partial:
+    """See `dgr_kernels.token_scores.token_scores` and `Partial`."""
     logits = jnp.einsum("td,vd->tv", hidden, unembed, preferred_element_type=jnp.float32)
-    log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    entropy = None
-    if with_entropy:
-        entropy = log_sum_exp - jnp.sum(jax.nn.softmax(logits, axis=-1) * logits, axis=-1)
-    return TokenScores(target - log_sum_exp, log_sum_exp, target >= logits.max(-1), entropy)
+    return Partial.of_logits(logits, targets, with_entropy)

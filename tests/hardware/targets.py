@@ -1,0 +1,64 @@
+"""Devices to compile for, and the shapes of the target models."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+DEVICES = (*TPUS, "h100")
+IMPLEMENTATION = dict.fromkeys(TPUS, "tpu") | {"h100": "gpu"}
+
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 20 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+class Shapes(NamedTuple):
+    """Of a target model: query heads, kv heads, head dim, width, vocabulary."""
+
+    N: int
+    K: int
+    H: int
+    D: int
+    V: int
+
+
+MODELS = {
+    "Qwen3-0.6B": Shapes(16, 8, 128, 1024, 151_936),
+    "Qwen3-8B": Shapes(32, 8, 128, 4096, 151_936),
+    "Qwen3-32B": Shapes(64, 8, 128, 5120, 151_936),
+    "R1-Distill-Llama-8B": Shapes(32, 8, 128, 4096, 128_256),
+}
+
+
+@functools.cache
+def devices(name: str) -> list[Any]:
+    """Descriptions of the devices of one machine, or of one card."""
+    if name in TPUS:
+        return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[name]).devices
+    return topologies.get_topology_desc("h100", "cuda", target_config=_H100, topology="1x1x1").devices
+
+
+def compiled_for(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function compiled for one device; arguments are trees of `jax.ShapeDtypeStruct`."""
+    sharding = NamedSharding(Mesh(np.array(devices(name)[:1]), ("device",)), PartitionSpec())
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    platform = "tpu" if name in TPUS else "cuda"
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
