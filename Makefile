@@ -9,7 +9,7 @@ FIND_PYTHON = for p in $(CANDIDATES); do \
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test test-parity lint types check study tiny-lrm clean
+.PHONY: demo test test-parity check-hardware benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -19,6 +19,13 @@ test: .venv/installed  ## The test suite.
 
 test-parity: .venv/parity  ## Agreement with transformers on PyTorch.
 	$(BIN)/python -m pytest -m parity -n 1
+
+check-hardware: .venv/hardware  ## The kernels compile for TPU v5e, v5p, v6e and H100, none of which must be here.
+	$(BIN)/python -m pytest -m hardware tests/hardware
+
+benchmarks: .venv/installed  ## Attention and token scores beside their rivals; small on a CPU.
+	$(RUN) benchmarks/attention.py
+	$(RUN) benchmarks/token_scores.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -47,6 +54,10 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 
 .venv/parity: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
+	@touch $@
+
+.venv/hardware: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hardware]'
 	@touch $@
 
 clean:

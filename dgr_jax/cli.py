@@ -44,6 +44,12 @@ def run(main: Callable[[list[str]], object]) -> None:
                 raise
             print("error: gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'", file=sys.stderr)
             sys.exit(1)
+        except NotImplementedError as error:
+            if not FLAGS.get_flag_value("implementation", None):
+                raise
+            # A named kernel says what it cannot serve.
+            print("error: --implementation:", " ".join(str(error).splitlines()), file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
@@ -99,6 +105,13 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
         "mesh",
         "auto",
         'Device mesh: "auto" (all on fsdp) or sizes such as data=2,fsdp=4,tensor=1; one may be -1.',
+    ),
+    "implementation": lambda: flags.DEFINE_enum(
+        "implementation",
+        None,
+        ["reference", "chunked", "tpu", "gpu"],
+        "Of attention and token scores: two in XLA, and the hand-written kernels of a device. By default what was "
+        "measured to be fastest there, which so far is XLA.",
     ),
     "on_bad_row": lambda: flags.DEFINE_enum(
         "on_bad_row",
@@ -169,7 +182,7 @@ def decoding() -> "Decoding":
 
 
 def define_engine_flags() -> None:
-    """Flags that `engine` reads, beside --model, --dtype and --mesh."""
+    """Flags that `engine` reads, beside --model, --dtype, --mesh and --implementation."""
     flags.DEFINE_enum("engine", "builtin", ["builtin", "openai"], "Built-in sampler, or an OpenAI-compatible server.")
     flags.DEFINE_string("base_url", "http://localhost:8000/v1", "Server of --engine=openai.")
     flags.DEFINE_string("served_model", None, "Model name at the server; --model by default.")
@@ -188,5 +201,11 @@ def engine() -> "tuple[Engine, ChatFormat, Decoder | None]":
     from dgr_jax.sharding import mesh_or_none
 
     mesh = mesh_or_none(FLAGS.mesh)
-    sampler = Sampler.from_pretrained(FLAGS.model, mesh=mesh, dtype=FLAGS.dtype, batch_size=FLAGS.batch_size)
+    sampler = Sampler.from_pretrained(
+        FLAGS.model,
+        mesh=mesh,
+        dtype=FLAGS.dtype,
+        implementation=FLAGS.implementation,
+        batch_size=FLAGS.batch_size,
+    )
     return sampler, sampler.chat, sampler.model

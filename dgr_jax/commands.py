@@ -34,6 +34,7 @@ def score(
     output: str,
     dtype: str | None = None,
     mesh: str = "auto",
+    implementation: str | None = None,
     seed: int = 0,
     keep_tokens: bool = False,
     max_length: int = 32_768,
@@ -65,7 +66,12 @@ def score(
     if not stage.finished:
         device_mesh = mesh_or_none(mesh)
         scorer = Scorer.from_pretrained(
-            folder, mesh=device_mesh, dtype=dtype, tokens_per_batch=tokens_per_batch, max_length=max_length
+            folder,
+            mesh=device_mesh,
+            dtype=dtype,
+            implementation=implementation,
+            tokens_per_batch=tokens_per_batch,
+            max_length=max_length,
         )
         shards = Shards(stage.folder, len(traces), _SCORES_PER_SHARD)
         with Progress("score", len(traces)) as progress:
@@ -93,6 +99,7 @@ def sft(
     recipe: Mapping[str, Any],
     dtype: str | None = None,
     mesh: str = "auto",
+    implementation: str | None = None,
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
     exclude: Sequence[str] = (),
@@ -130,7 +137,7 @@ def sft(
         device_mesh = mesh_or_none(mesh)
         chat = ChatFormat.from_pretrained(folder)
         sequences = training_sequences(traces, chat, config.row_length)
-        start = from_pretrained(folder, mesh=device_mesh, dtype=config.master_dtype)
+        start = from_pretrained(folder, mesh=device_mesh, dtype=config.master_dtype, implementation=implementation)
         chat.check_fits(start.config.vocab_size)
         tuned = train(start, sequences, config, mesh=device_mesh, folder=stage.folder).model
         if not exported.exists():

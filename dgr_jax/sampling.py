@@ -234,6 +234,7 @@ class Sampler:
         *,
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
+        implementation: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads model and tokenizer from a Hugging Face folder or hub id; `options` go to the constructor."""
@@ -241,7 +242,7 @@ class Sampler:
         from dgr_jax.stage import fingerprint_model
 
         folder = local_folder(path)
-        model = from_pretrained(folder, mesh=mesh, dtype=dtype)
+        model = from_pretrained(folder, mesh=mesh, dtype=dtype, implementation=implementation)
         chat = ChatFormat.from_pretrained(folder)
         return cls(model, chat, fingerprint=fingerprint_model(folder), mesh=mesh, **options)
 

@@ -60,7 +60,13 @@ def target_log_probs(model: Decoder, rows: PackedRows, *, remat: bool = False) -
     """Log-probability of each target slot, float32 [B, M], in nats; what is in filling slots means nothing."""
     hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
     wanted = jnp.take_along_axis(hidden, rows.source[:, :, None], axis=1)
-    scores = token_scores(wanted.reshape(-1, hidden.shape[-1]), model.unembed_weight, rows.targets.reshape(-1))
+    scores = token_scores(
+        wanted.reshape(-1, hidden.shape[-1]),
+        model.unembed_weight,
+        rows.targets.reshape(-1),
+        implementation=model.implementation,
+        partition=model.partition,
+    )
     return scores.log_prob.reshape(rows.targets.shape)
 
 
@@ -100,12 +106,12 @@ class Scorer:
         *,
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
+        implementation: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads model and tokenizer from a Hugging Face folder or hub id; `options` go to the constructor."""
-        return cls(
-            from_pretrained(path, mesh=mesh, dtype=dtype), ChatFormat.from_pretrained(path), mesh=mesh, **options
-        )
+        model = from_pretrained(path, mesh=mesh, dtype=dtype, implementation=implementation)
+        return cls(model, ChatFormat.from_pretrained(path), mesh=mesh, **options)
 
     def score(
         self, traces: Iterable[Trace], *, keep_tokens: bool = False, on_scored: Callable[[int], object] | None = None

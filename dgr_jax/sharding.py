@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from dgr_kernels import Partition
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dgr_jax.errors import UserError
@@ -77,6 +78,11 @@ def parameter_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) ->
         for entry, size in zip(partition_spec(axes), shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def partition(mesh: Mesh) -> Partition:
+    """Where the kernels' arrays lie: rows as batches do, heads and vocabulary as their parameters."""
+    return Partition(mesh, ("data", "fsdp"), "tensor")
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:

@@ -7,7 +7,7 @@ from absl import flags
 
 from dgr_jax import cli
 
-cli.define_common_flags("model", "output", "seed", "dtype", "mesh", required=("model", "output"))
+cli.define_common_flags("model", "output", "seed", "dtype", "mesh", "implementation", required=("model", "output"))
 cli.define_generation_flags(max_new_tokens=4096)
 cli.define_engine_flags()
 flags.DEFINE_multi_string("suite", None, "NAME:PATH, or a .jsonl file; repeatable.", required=True)

@@ -8,7 +8,16 @@ from absl import flags
 from dgr_jax import cli
 
 cli.define_common_flags(
-    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", "exclude", required=("model", "input", "output")
+    "model",
+    "input",
+    "output",
+    "seed",
+    "dtype",
+    "mesh",
+    "implementation",
+    "on_bad_row",
+    "exclude",
+    required=("model", "input", "output"),
 )
 cli.define_generation_flags(max_new_tokens=4096)
 cli.define_engine_flags()

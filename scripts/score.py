@@ -8,7 +8,15 @@ from absl import flags
 from dgr_jax import cli
 
 cli.define_common_flags(
-    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", required=("model", "input", "output")
+    "model",
+    "input",
+    "output",
+    "seed",
+    "dtype",
+    "mesh",
+    "implementation",
+    "on_bad_row",
+    required=("model", "input", "output"),
 )
 flags.DEFINE_bool("token_scores", False, "Also write the ids and log-probability of every token.")
 flags.DEFINE_integer("max_length", 32_768, "Longest trace accepted, in tokens.", lower_bound=2)
@@ -25,6 +33,7 @@ def main(argv: list[str]) -> None:
         output=FLAGS.output,
         dtype=FLAGS.dtype,
         mesh=FLAGS.mesh,
+        implementation=FLAGS.implementation,
         seed=FLAGS.seed,
         keep_tokens=FLAGS.token_scores,
         max_length=FLAGS.max_length,

@@ -11,7 +11,16 @@ from absl import flags
 from dgr_jax import cli
 
 cli.define_common_flags(
-    "model", "input", "output", "seed", "dtype", "mesh", "on_bad_row", "exclude", required=("model", "input", "output")
+    "model",
+    "input",
+    "output",
+    "seed",
+    "dtype",
+    "mesh",
+    "implementation",
+    "on_bad_row",
+    "exclude",
+    required=("model", "input", "output"),
 )
 cli.define_config_flag(str(pathlib.Path(__file__).parent.parent / "configs" / "sft.py"), "The recipe; see configs/.")
 FLAGS = flags.FLAGS
@@ -27,6 +36,7 @@ def main(argv: list[str]) -> None:
         recipe=cli.config(),
         dtype=FLAGS.dtype,
         mesh=FLAGS.mesh,
+        implementation=FLAGS.implementation,
         seed=FLAGS.seed,
         on_bad_row=FLAGS.on_bad_row,
         exclude=FLAGS.exclude,

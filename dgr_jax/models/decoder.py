@@ -11,7 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dgr_kernels.attention import Visibility, attention
+from dgr_kernels import Partition
+from dgr_kernels.attention import Visibility, attention, prepare
 from flax import nnx
 
 from dgr_jax.models.config import ModelConfig
@@ -52,10 +53,19 @@ class Decoder(nnx.Module):
     Args:
       config: the architecture.
       parameters: arrays by the names of `parameter_specs(config)`, all of one dtype.
+      partition: how rows, heads and vocabulary lie on a mesh; None on a single device.
+      implementation: of attention and token scores, as `dgr_kernels` names them; None for the device's default.
     """
 
-    def __init__(self, config: ModelConfig, parameters: dict[str, jax.Array]):
-        self.config = config
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: dict[str, jax.Array],
+        *,
+        partition: Partition | None = None,
+        implementation: str | None = None,
+    ):
+        self.config, self.partition, self.implementation = config, partition, implementation
         self.embed = nnx.Param(parameters["embed"])
         self.final_norm = nnx.Param(parameters["final_norm"])
         if not config.tie_embeddings:
@@ -99,6 +109,7 @@ class Decoder(nnx.Module):
           [B, T, D] in the weights' dtype.
         """
         rotation = rope(self.config, positions)
+        visibility = self._prepared(visibility)
         body = lambda x, layer: (self._layer(x, layer, rotation, visibility)[0], None)  # noqa: E731
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
         x, _ = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
@@ -141,6 +152,7 @@ class Decoder(nnx.Module):
     def prefill(self, tokens: jax.Array, positions: jax.Array, visibility: Visibility) -> tuple[jax.Array, KVCache]:
         """Hidden states [B, T, D] and the cache of exactly these T tokens."""
         rotation = rope(self.config, positions)
+        visibility = self._prepared(visibility)
         body = lambda x, layer: self._layer(x, layer, rotation, visibility)  # noqa: E731
         x, (k, v) = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
         cache = KVCache(k.swapaxes(2, 3), v.swapaxes(2, 3))
@@ -152,7 +164,17 @@ class Decoder(nnx.Module):
         made, instead of copying them into stacks (a training step of 5 layers took 1.1 s, scanned 1.5 s)."""
         return self.config.num_layers if self.config.num_layers <= _UNROLLED_LAYERS else 1
 
-    def _layer(self, x, layer, rotation, visibility, remember=lambda k, v: (k, v)):
+    def _prepared(self, visibility: Visibility) -> Visibility:
+        """With the lists that all layers share, for attention of T queries over as many keys."""
+        return prepare(
+            visibility,
+            keys=visibility.own_start.shape[1],
+            group=self.config.num_heads // self.config.num_kv_heads,
+            implementation=self.implementation,
+            partition=self.partition,
+        )
+
+    def _layer(self, x, layer, rotation, visibility, remember=None):
         config = self.config
         eps = config.norm_eps
         normed = rms_norm(x, layer.attention_norm[...], eps)
@@ -162,8 +184,11 @@ class Decoder(nnx.Module):
         if config.qk_norm:
             q, k = rms_norm(q, layer.q_norm[...], eps), rms_norm(k, layer.k_norm[...], eps)
         q, k = rotate(q, rotation), rotate(k, rotation)
-        keys, values = remember(k, v)
-        mixed = attention(q, keys, values, visibility)
+        if remember is None:
+            mixed = attention(q, k, v, visibility, implementation=self.implementation, partition=self.partition)
+        else:  # a few queries over a cache, which the kernels' tiles of 128 queries are not made for
+            keys, values = remember(k, v)
+            mixed = attention(q, keys, values, visibility)
         D = config.hidden_size
         x = x + linear(mixed.reshape(*mixed.shape[:2], -1), layer.o[...].reshape(D, -1))
         normed = rms_norm(x, layer.mlp_norm[...], eps)

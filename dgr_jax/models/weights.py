@@ -21,7 +21,7 @@ from dgr_jax.hub import local_folder
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
-from dgr_jax.sharding import parameter_sharding
+from dgr_jax.sharding import parameter_sharding, partition
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _COMPANIONS = (
@@ -169,7 +169,11 @@ def default_dtype() -> str:
 
 
 def from_pretrained(
-    path_or_hub_id: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
+    path_or_hub_id: str | pathlib.Path,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+    implementation: str | None = None,
 ) -> Decoder:
     """Loads a decoder.
 
@@ -177,10 +181,17 @@ def from_pretrained(
       path_or_hub_id: a Hugging Face folder, or a hub id that is downloaded (safetensors only).
       mesh: places every parameter by `dgr_jax.sharding`; each process reads only the bytes its devices need.
       dtype: of the weights in memory; float32 on CPU and bfloat16 on accelerators by default.
+      implementation: of attention and token scores, one of `dgr_kernels.IMPLEMENTATIONS`; None for the default.
 
     Raises:
-      UserError: a missing folder, shard or tensor, a wrong shape, an unknown architecture or config key.
+      UserError: a missing folder, shard or tensor, a wrong shape, an unknown architecture or config key, kernels of
+        another device.
     """
+    if implementation in ("tpu", "gpu") and jax.default_backend() != implementation:
+        raise UserError(
+            f"--implementation={implementation}: JAX sees no {implementation.upper()} here, but a "
+            f"{jax.default_backend().upper()}; leave the flag out"
+        )
     folder = local_folder(path_or_hub_id)
     config = ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
     files = TensorFiles(folder)
@@ -195,7 +206,8 @@ def from_pretrained(
             parameters[name] = jax.make_array_from_callback(
                 spec.shape, sharding, lambda index, spec=spec: _read(files, spec, index or (), target)
             )
-    return Decoder(config, parameters)
+    on_mesh = None if mesh is None else partition(mesh)
+    return Decoder(config, parameters, partition=on_mesh, implementation=implementation)
 
 
 def save_pretrained(

@@ -8,6 +8,7 @@ import jax
 from dgr_kernels.attention.tiles import Blocks, Tiles
 from dgr_kernels.attention.visibility import Visibility
 from dgr_kernels.dispatch import dispatch, load
+from dgr_kernels.partition import Partition
 
 LONGEST_PLAIN = 1024
 """Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
@@ -23,6 +24,7 @@ def attention(
     scale: float | None = None,
     implementation: str | None = None,
     blocks: Blocks | None = None,
+    partition: Partition | None = None,
     return_log_sum_exp: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
@@ -35,6 +37,7 @@ def attention(
     scale: float | None = None,
     implementation: str | None = None,
     blocks: Blocks | None = None,
+    partition: Partition | None = None,
     return_log_sum_exp: Literal[True],
 ) -> tuple[jax.Array, jax.Array]: ...
 def attention(
@@ -46,6 +49,7 @@ def attention(
     scale: float | None = None,
     implementation: str | None = None,
     blocks: Blocks | None = None,
+    partition: Partition | None = None,
     return_log_sum_exp: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Softmax attention of each query over the keys that it may see.
@@ -61,6 +65,8 @@ def attention(
       implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tpu" (Pallas) or "gpu" (Mosaic
         GPU, Hopper). None picks one of the first two by length: the kernels were not yet measured on hardware.
       blocks: sizes of the kernels' tiles, instead of what they choose by shape; XLA's implementations have none.
+      partition: how the arrays lie on a mesh: B is spread over its `data_axes`, N and K over its `tensor_axis`. A
+        named implementation runs on each device's part; XLA partitions its own by itself.
       return_log_sum_exp: also return the log-sum-exp of the scaled scores, float32 [B, T, N].
 
     Returns:
@@ -74,14 +80,29 @@ def attention(
     default = ("reference", "chunked") if k.shape[1] <= LONGEST_PLAIN else ("chunked", "reference")
     options = {} if blocks is None else {"blocks": blocks}
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, log_sum_exp = dispatch(
-        "attention", "attention", implementation, default, q, k, v, visibility, scale=scale, **options
-    )
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> tuple[jax.Array, jax.Array]:
+        return dispatch("attention", "attention", implementation, default, q, k, v, visibility, scale=scale, **options)
+
+    if partition is None or implementation is None:
+        out, log_sum_exp = attend(q, k, v, visibility)
+    else:
+        _check_partition(partition, q, k)
+        heads = partition.rows(None, partition.tensor_axis)
+        out, log_sum_exp = partition.run(
+            attend, (heads, heads, heads, partition.rows()), (heads, heads), q, k, v, visibility
+        )
     return (out, log_sum_exp) if return_log_sum_exp else out
 
 
 def prepare(
-    visibility: Visibility, *, keys: int, group: int, implementation: str | None = None, blocks: Blocks | None = None
+    visibility: Visibility,
+    *,
+    keys: int,
+    group: int,
+    implementation: str | None = None,
+    blocks: Blocks | None = None,
+    partition: Partition | None = None,
 ) -> Visibility:
     """Makes the lists of tiles that an implementation walks: once per batch, for every layer and both passes.
 
@@ -91,7 +112,7 @@ def prepare(
       visibility: of [B, T].
       keys: S.
       group: query heads per kv head, N / K.
-      implementation, blocks: as `attention` will get them.
+      implementation, blocks, partition: as `attention` will get them.
 
     Returns:
       The visibility with its lists, or as it was where the implementation has none.
@@ -101,7 +122,22 @@ def prepare(
     if blocks is None:
         blocks = load("attention", implementation).choose_blocks(visibility.own_start.shape[1], keys, group)
     assert isinstance(blocks, Blocks)
-    return dataclasses.replace(visibility, tiles=Tiles.of(visibility, keys, blocks))
+    if partition is None:
+        tiles = Tiles.of(visibility, keys, blocks)
+    else:  # each device lists its own rows
+        rows = partition.rows()
+        partition.check_rows("visibility", visibility.own_start.shape[0])
+        tiles = partition.run(lambda v: Tiles.of(v, keys, blocks), (rows,), rows, visibility)
+    return dataclasses.replace(visibility, tiles=tiles)
+
+
+def _check_partition(partition: Partition, q: jax.Array, k: jax.Array) -> None:
+    partition.check_rows("q", q.shape[0])
+    if k.shape[2] % partition.tensor_ways:
+        raise ValueError(
+            f"k has {k.shape[2]} heads, not a multiple of the {partition.tensor_ways} devices of mesh axis "
+            f"{partition.tensor_axis!r}; make that axis smaller"
+        )
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> None:

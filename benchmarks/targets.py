@@ -1,11 +1,28 @@
-"""Devices to compile for, and the shapes of the target models."""
+"""Devices that need not be here: programs compiled for them, at the shapes of the target models.
+
+libtpu and the CUDA plugin (`make .venv/hardware`) hold real compilers, and a description of a device is all that they
+need.
+"""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+# libtpu asks a metadata server what it runs on, unless it is told; no GPU must be looked for.
+os.environ.update(
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_ACCELERATOR_TYPE="v5litepod-4",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    CUDA_VISIBLE_DEVICES="-1",
+)
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+from dgr_kernels.attention import Visibility, attention
+from dgr_kernels.token_scores import token_scores
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -62,3 +79,35 @@ def compiled_for(name: str, function: Callable[..., Any], *arguments: Any) -> An
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
     platform = "tpu" if name in TPUS else "cuda"
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+
+
+def array(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
+    """What stands for an argument."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def attention_program(device: str, shapes: Shapes, length: int, implementation: str, *, gradient: bool) -> Any:
+    """Attention of one row over itself, compiled; with `gradient`, the output, log-sum-exp and all gradients."""
+    N, K, H, _, _ = shapes
+    bounds = array(1, length, dtype=jnp.int32)
+
+    def run(q, k, v, visibility):
+        out, log_sum_exp = attention(q, k, v, visibility, implementation=implementation, return_log_sum_exp=True)
+        return out.astype(jnp.float32).sum() + log_sum_exp.sum(), (out, log_sum_exp)
+
+    function = jax.value_and_grad(run, (0, 1, 2), has_aux=True) if gradient else lambda *x: run(*x)[1]
+    heads = array(1, length, N, H), array(1, length, K, H), array(1, length, K, H)
+    return compiled_for(device, function, *heads, Visibility(bounds, bounds, bounds))
+
+
+def token_scores_program(device: str, shapes: Shapes, tokens: int, implementation: str, *, gradient: bool) -> Any:
+    """Scores of some tokens, compiled; with `gradient`, of log-probs and entropies by hidden and unembed."""
+
+    def run(hidden, unembed, targets):
+        scores = token_scores(hidden, unembed, targets, with_entropy=gradient, implementation=implementation)
+        return scores.log_prob.sum() + (0 if scores.entropy is None else scores.entropy.sum()), scores
+
+    function = jax.value_and_grad(run, (0, 1), has_aux=True) if gradient else lambda *x: run(*x)[1]
+    return compiled_for(
+        device, function, array(tokens, shapes.D), array(shapes.V, shapes.D), array(tokens, dtype=jnp.int32)
+    )

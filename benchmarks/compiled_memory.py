@@ -1,0 +1,48 @@
+"""Temporary memory of the kernels' programs, by the compilers of devices that need not be here.
+
+make .venv/hardware && python benchmarks/compiled_memory.py       (four minutes)
+"""
+
+import datetime
+import importlib.metadata
+import json
+from typing import Any
+
+from harness import RESULTS
+from targets import DEVICES, IMPLEMENTATION, MODELS, attention_program, token_scores_program
+
+LENGTH = 32_768
+
+
+def main() -> None:
+    """Prints the table and writes benchmarks/results/compiled_memory.json."""
+    rows = []
+    for name, shapes in MODELS.items():
+        for operation, program, naive in (
+            ("attention", attention_program, 4 * shapes.N * LENGTH**2),
+            ("token scores", token_scores_program, 4 * LENGTH * shapes.V),
+        ):
+            row: dict[str, Any] = {"operation": operation, "model": name, "scores or logits": naive / 2**20}
+            for device in DEVICES:
+                for gradient in (False, True):
+                    compiled = program(device, shapes, LENGTH, IMPLEMENTATION[device], gradient=gradient)
+                    temporary = compiled.memory_analysis().temp_size_in_bytes
+                    row[f"{device}{' + gradient' if gradient else ''}"] = round(temporary / 2**20, 1)
+            rows.append(row)
+    columns = list(rows[0])
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(str(row[c]) if isinstance(row[c], str) else f"{row[c]:,.0f}" for c in columns) + " |")
+    record = {
+        "unit": f"MiB of temporary memory, {LENGTH} tokens in one row, bfloat16",
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "jax-cuda13-plugin")},
+        "command": "python benchmarks/compiled_memory.py",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rows": rows,
+    }
+    (RESULTS / "compiled_memory.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

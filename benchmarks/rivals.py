@@ -1,0 +1,153 @@
+"""Other implementations of the same two operations, where they are installed and the device is theirs."""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from dgr_kernels.attention import Visibility
+
+
+class Rival(NamedTuple):
+    """A function of (q, k, v) with q [B,T,N,H] and k, v [B,T,K,H]; `backward` where it has a gradient."""
+
+    name: str
+    call: Callable[..., jax.Array]
+    backward: bool = True
+
+
+def attention_rivals(visibility: Visibility, segment_ids: jax.Array | None, causal: bool) -> Iterator[Rival]:
+    """Those that compute the attention of a visibility.
+
+    Args:
+      visibility: of [B, T].
+      segment_ids: where the visibility is packed sequences.
+      causal: whether it is the plain causal triangle.
+    """
+    platform = jax.default_backend()
+    T = visibility.own_start.shape[1]
+
+    def masked(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["xla", "cudnn"]) -> jax.Array:
+        mask = visibility.mask(T)[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+
+    yield Rival("XLA with a mask", functools.partial(masked, implementation="xla"))
+    if platform == "gpu":
+        yield Rival("cuDNN with a mask", functools.partial(masked, implementation="cudnn"))
+        if causal:
+            cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+            yield Rival("cuDNN", cudnn)
+            yield Rival("jax's Hopper example", _hopper_example, backward=False)
+    if platform == "tpu" and (causal or segment_ids is not None):
+        yield Rival("jax's TPU flash", functools.partial(_tpu_flash, segment_ids=segment_ids))
+        yield Rival("jax's TPU splash", functools.partial(_tpu_splash, segment_ids=segment_ids))
+    if importlib.util.find_spec("tokamax"):
+        yield Rival("tokamax", functools.partial(_tokamax_attention, visibility=visibility, causal=causal))
+
+
+def cudnn_or_xla_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal rows through the device's best public attention: what sharing a prefix replaces."""
+    implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+
+
+def _hopper_example(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    from jax.experimental.pallas.ops.gpu import attention_mgpu
+
+    config = attention_mgpu.TuningConfig(block_q=64, block_kv=128, max_concurrent_steps=2, causal=True)
+    q, k, v = (x.astype(jnp.float16) for x in (q, k, v))  # its shared memory is declared float16
+    example: Any = attention_mgpu.attention
+    return example(q, k, v, config)
+
+
+def _tpu_flash(q: jax.Array, k: jax.Array, v: jax.Array, *, segment_ids: jax.Array | None) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash
+
+    group = q.shape[2] // k.shape[2]  # it wants as many kv heads as query heads
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k.repeat(group, 2), v.repeat(group, 2)))
+    ids = None if segment_ids is None else flash.SegmentIds(segment_ids, segment_ids)
+    sizes = flash.BlockSizes(**dict.fromkeys(
+        ("block_q", "block_k_major", "block_k", "block_q_major_dkv", "block_k_major_dkv", "block_k_dkv",
+         "block_q_dkv", "block_k_major_dq", "block_k_dq", "block_q_dq"), 512), block_b=1)  # fmt: skip
+    scale = q.shape[-1] ** -0.5
+    out = flash.flash_attention(q, k, v, segment_ids=ids, causal=True, sm_scale=scale, block_sizes=sizes)
+    return out.swapaxes(1, 2)
+
+
+def _tpu_splash(q: jax.Array, k: jax.Array, v: jax.Array, *, segment_ids: jax.Array | None) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    _, T, N, H = q.shape
+    group = N // k.shape[2]
+    mask = splash.MultiHeadMask([splash.CausalMask((T, T)) for _ in range(group)])
+    kernel: Any = splash.make_splash_mqa_single_device(mask)
+    ids = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
+    q = (q * H**-0.5).reshape(*q.shape[:2], -1, group, H).transpose(0, 2, 3, 1, 4)
+    k, v = (x.swapaxes(1, 2) for x in (k, v))
+    by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out: Any = jax.vmap(by_head, in_axes=(0, 0, 0, None if ids is None else 0))(q, k, v, ids)
+    return out.transpose(0, 3, 1, 2, 4).reshape(out.shape[0], T, N, H)
+
+
+def _tokamax_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, visibility: Visibility, causal: bool) -> jax.Array:
+    tokamax = importlib.import_module("tokamax")
+    if causal:
+        return tokamax.dot_product_attention(q, k, v, is_causal=True)
+    return tokamax.dot_product_attention(q, k, v, mask=visibility.mask(q.shape[1])[:, None])
+
+
+def torch_attention() -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Any], object]] | None:
+    """torch's causal SDPA: forward, forward and backward, and what waits; None where there is no torch for it."""
+    torch = _torch()
+    if torch is None:
+        return None
+
+    def forward(q: Any, k: Any, v: Any) -> Any:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def both(q: Any, k: Any, v: Any) -> Any:
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        return torch.autograd.grad(forward(*leaves).float().sum(), leaves)
+
+    return forward, both, _torch_wait(torch)
+
+
+def torch_scores() -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Any], object]] | None:
+    """torch's plain cross entropy over logits: forward, forward and backward, and what waits."""
+    torch = _torch()
+    if torch is None:
+        return None
+
+    def forward(hidden: Any, unembed: Any, targets: Any) -> Any:
+        return torch.nn.functional.cross_entropy((hidden @ unembed.T).float(), targets.long(), reduction="none")
+
+    def both(hidden: Any, unembed: Any, targets: Any) -> Any:
+        hidden, unembed = (x.detach().requires_grad_() for x in (hidden, unembed))
+        return torch.autograd.grad(forward(hidden, unembed, targets).sum(), (hidden, unembed))
+
+    return forward, both, _torch_wait(torch)
+
+
+def to_torch(x: jax.Array) -> Any:
+    """The same numbers on the same kind of device."""
+    torch: Any = _torch()
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if x.dtype == jnp.bfloat16:
+        return torch.tensor(jax.device_get(x.astype(jnp.float32))).to(device, torch.bfloat16)
+    return torch.tensor(jax.device_get(x)).to(device)
+
+
+def _torch() -> Any:
+    if importlib.util.find_spec("torch") is None or jax.default_backend() == "tpu":
+        return None
+    import torch
+
+    return torch if jax.default_backend() == "cpu" or torch.cuda.is_available() else None
+
+
+def _torch_wait(torch: Any) -> Callable[[Any], object]:
+    return lambda _: torch.cuda.synchronize() if torch.cuda.is_available() else None

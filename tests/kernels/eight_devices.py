@@ -1,0 +1,83 @@
+"""What `test_partition` runs in a process that sees eight devices: the two operations on a mesh, against one device."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dgr_kernels import Partition
+from dgr_kernels.attention import attention, prepare
+from dgr_kernels.token_scores import token_scores
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tests.kernels.cases import assert_mostly_close, draw_visibility
+
+MESH = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+PARTITION = Partition(MESH, ("data", "fsdp"), "tensor")
+
+
+def attend(implementation: str, partition: Partition | None):
+    rng = np.random.default_rng(0)
+    B, T, N, K, H = 4, 150, 4, 2, 64
+    q, k, v = (jnp.asarray(rng.normal(size=(B, T, heads, H)), jnp.float32) for heads in (N, K, K))
+    visibility = draw_visibility(rng, "grouped", B, T)
+
+    @jax.jit
+    def run(q, k, v, visibility):
+        lists = prepare(visibility, keys=T, group=N // K, implementation=implementation, partition=partition)
+
+        def loss(q, k, v):
+            out, log_sum_exp = attention(
+                q, k, v, lists, implementation=implementation, partition=partition, return_log_sum_exp=True
+            )
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.cos(log_sum_exp)), out
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    return jax.tree.leaves(run(q, k, v, visibility))
+
+
+def score(vocabulary: int, partition: Partition | None):
+    rng = np.random.default_rng(1)
+    T, D = 64, 32
+    arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, D), (vocabulary, D))]
+    targets = jnp.asarray(rng.integers(0, vocabulary, T), jnp.int32)
+    if partition is not None:
+        tensor = "tensor" if vocabulary % 2 == 0 else None
+        specs = (partition.rows(), PartitionSpec(tensor), partition.rows())
+        hidden, unembed, targets = (
+            jax.device_put(x, NamedSharding(MESH, spec)) for x, spec in zip((*arrays, targets), specs, strict=True)
+        )
+        arrays = [hidden, unembed]
+
+    def loss(hidden, unembed):
+        scores = token_scores(hidden, unembed, targets, with_entropy=True, partition=partition)
+        return jnp.sum(scores.log_prob * 1.5 + jnp.sin(scores.log_sum_exp) + scores.entropy**2), scores
+
+    forward = jax.jit(lambda *x: loss(*x)[1]).lower(*arrays).compile().as_text()
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arrays)), forward
+
+
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert_mostly_close(a, b, most=5e-6, all_within=2e-5)
+
+
+def main() -> None:
+    alone = attend("reference", None)
+    close(attend("chunked", PARTITION), alone)
+    with pltpu.force_tpu_interpret_mode():
+        close(attend("tpu", PARTITION), alone)
+    for vocabulary in (302, 301):  # the second is not cut: two devices do not divide it
+        on_mesh, program = score(vocabulary, PARTITION)
+        close(on_mesh, score(vocabulary, None)[0])
+        gathered = [np.prod([int(n) for n in s.split(",")]) for s in re.findall(r"\[([\d,]+)\]\S* all-gather", program)]
+        if vocabulary == 302:
+            # Of 16 tokens a device, four numbers from each of two parts.
+            assert gathered and sum(gathered) <= 4 * 2 * 16, gathered
+    print("as on one device")
+
+
+if __name__ == "__main__":
+    main()
