@@ -6,10 +6,12 @@ FIND_PYTHON = for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo "$$p"; exit 0; }; done; \
 	echo "error: no Python 3.12 or newer found; install one, or run: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1
 
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test test-parity check-hardware benchmarks lint types check study tiny-lrm clean
+.PHONY: demo test test-parity check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -20,8 +22,11 @@ test: .venv/installed  ## The test suite.
 test-parity: .venv/parity  ## Agreement with transformers on PyTorch.
 	$(BIN)/python -m pytest -m parity -n 1
 
-check-hardware: .venv/hardware  ## The kernels compile for TPU v5e, v5p, v6e and H100, none of which must be here.
-	$(BIN)/python -m pytest -m hardware tests/hardware
+check-hardware: .venv/hardware/installed  ## The kernels compile for TPU v5e, v5p, v6e and H100, on any machine.
+	.venv/hardware/bin/python -m pytest -m hardware tests/hardware
+
+compiled-memory: .venv/hardware/installed  ## The kernels' temporary memory on those devices, by their compilers.
+	JAX_PLATFORMS=cpu .venv/hardware/bin/python benchmarks/compiled_memory.py
 
 benchmarks: .venv/installed  ## Attention and token scores beside their rivals; small on a CPU.
 	$(RUN) benchmarks/attention.py
@@ -56,8 +61,13 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
 	@touch $@
 
-.venv/hardware: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hardware]'
+# An environment on top of .venv: in .venv itself JAX would look for a TPU and a GPU whenever it starts.
+.venv/hardware/installed: .venv/installed
+	$(BIN)/python -m venv .venv/hardware
+	@below=$$($(BIN)/python -c '$(SITE_PACKAGES)') here=$$(.venv/hardware/bin/python -c '$(SITE_PACKAGES)'); \
+		echo "import site; site.addsitedir('$$below')" > "$$here/below.pth"
+	.venv/hardware/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		'jax[cuda13]' libtpu
 	@touch $@
 
 clean:

@@ -31,7 +31,6 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "pyright", "scipy"],
         "parity": ["torch>=2.9"],
-        "hardware": ["jax[cuda13]", "libtpu"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "eval": ["math-verify[antlr4_11_0]>=0.9"],

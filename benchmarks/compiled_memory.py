@@ -1,6 +1,6 @@
 """Temporary memory of the kernels' programs, by the compilers of devices that need not be here.
 
-make .venv/hardware && python benchmarks/compiled_memory.py       (four minutes)
+make compiled-memory       (a few minutes)
 """
 
 import datetime
@@ -37,7 +37,7 @@ def main() -> None:
     record = {
         "unit": f"MiB of temporary memory, {LENGTH} tokens in one row, bfloat16",
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "jax-cuda13-plugin")},
-        "command": "python benchmarks/compiled_memory.py",
+        "command": "make compiled-memory",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rows": rows,
     }

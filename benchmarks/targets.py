@@ -1,22 +1,13 @@
 """Devices that need not be here: programs compiled for them, at the shapes of the target models.
 
-libtpu and the CUDA plugin (`make .venv/hardware`) hold real compilers, and a description of a device is all that they
-need.
+libtpu and the CUDA plugin hold real compilers, and a description of a device is all that they need: run this by
+`make check-hardware` or `make compiled-memory`.
 """
 
 import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-# libtpu asks a metadata server what it runs on, unless it is told; no GPU must be looked for.
-os.environ.update(
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    TPU_WORKER_HOSTNAMES="localhost",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    CUDA_VISIBLE_DEVICES="-1",
-)
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +58,15 @@ MODELS = {
 
 @functools.cache
 def devices(name: str) -> list[Any]:
-    """Descriptions of the devices of one machine, or of one card."""
+    """Descriptions of the devices of one machine, or of one card. JAX must not have looked for devices yet."""
+    # libtpu asks a metadata server what it runs on, unless it is told; no GPU must be looked for.
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-4",
+        TPU_WORKER_HOSTNAMES="localhost",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        CUDA_VISIBLE_DEVICES="-1",
+    )
     if name in TPUS:
         return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[name]).devices
     return topologies.get_topology_desc("h100", "cuda", target_config=_H100, topology="1x1x1").devices
@@ -100,7 +99,9 @@ def attention_program(device: str, shapes: Shapes, length: int, implementation: 
     return compiled_for(device, function, *heads, Visibility(bounds, bounds, bounds))
 
 
-def token_scores_program(device: str, shapes: Shapes, tokens: int, implementation: str, *, gradient: bool) -> Any:
+def token_scores_program(
+    device: str, shapes: Shapes, tokens: int, implementation: str, *, gradient: bool, dtype: Any = jnp.bfloat16
+) -> Any:
     """Scores of some tokens, compiled; with `gradient`, of log-probs and entropies by hidden and unembed."""
 
     def run(hidden, unembed, targets):
@@ -109,5 +110,9 @@ def token_scores_program(device: str, shapes: Shapes, tokens: int, implementatio
 
     function = jax.value_and_grad(run, (0, 1), has_aux=True) if gradient else lambda *x: run(*x)[1]
     return compiled_for(
-        device, function, array(tokens, shapes.D), array(shapes.V, shapes.D), array(tokens, dtype=jnp.int32)
+        device,
+        function,
+        array(tokens, shapes.D, dtype=dtype),
+        array(shapes.V, shapes.D, dtype=dtype),
+        array(tokens, dtype=jnp.int32),
     )

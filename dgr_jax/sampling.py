@@ -223,7 +223,7 @@ class Sampler:
         ways = data_parallelism(mesh)
         self.model, self.chat, self.fingerprint = model, chat, fingerprint
         self._batch_size = -(-batch_size // ways) * ways
-        self._prefill_size = max(ways, self._batch_size // 4)
+        self._prefill_size = -(-self._batch_size // (4 * ways)) * ways
         self._mesh, self._show_progress = mesh, show_progress
         self.settings = {"dtype": model.dtype.name}
 

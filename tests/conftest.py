@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of XLA's pool, however few cores there are: the GPU interpreter's warpgroups wait for each other in them, and
+# with two threads one test in a hundred waited for ever.
+os.environ.setdefault("NPROC", "8")
 
 import pathlib
 

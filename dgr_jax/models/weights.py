@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from dgr_kernels import KERNELS
 
 from dgr_jax.errors import UserError
 from dgr_jax.hub import local_folder
@@ -187,7 +188,7 @@ def from_pretrained(
       UserError: a missing folder, shard or tensor, a wrong shape, an unknown architecture or config key, kernels of
         another device.
     """
-    if implementation in ("tpu", "gpu") and jax.default_backend() != implementation:
+    if implementation is not None and implementation in KERNELS and jax.default_backend() != implementation:
         raise UserError(
             f"--implementation={implementation}: JAX sees no {implementation.upper()} here, but a "
             f"{jax.default_backend().upper()}; leave the flag out"

@@ -7,6 +7,22 @@ from typing import Any
 IMPLEMENTATIONS = ("reference", "chunked", "tpu", "gpu")
 """Of every operation: modules of its package that hold a function of one name."""
 
+KERNELS = ("tpu", "gpu")
+"""Those that are written by hand, each for one kind of device."""
+
+
+def block_options(implementation: str | None, blocks: Any) -> dict[str, Any]:
+    """Keyword arguments of an implementation.
+
+    Raises:
+      ValueError: blocks for an implementation that has none, or for none in particular.
+    """
+    if blocks is None:
+        return {}
+    if implementation not in KERNELS:
+        raise ValueError(f"blocks is {blocks}, and implementation {implementation}; name one of {', '.join(KERNELS)}")
+    return {"blocks": blocks}
+
 
 def dispatch(
     operation: str, function: str, named: str | None, default: Sequence[str], *args: Any, **kwargs: Any

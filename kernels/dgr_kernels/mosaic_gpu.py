@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 WARPGROUPS = 2
 """That compute; one more fetches."""
 COMPUTE_REGISTERS, FETCH_REGISTERS = 232, 40
-"""Per thread: 2 x 128 x 232 + 128 x 40 fills the 65,536 registers of a multiprocessor."""
+"""Per thread, of the 168 that each of 384 threads starts with: what the fetching warpgroup gives back, others take."""
 THREADS: dict[str, Any] = dict(
     num_threads=WARPGROUPS + 1,
     thread_name="warpgroup",
@@ -55,17 +55,25 @@ def plus_times(acc: jax.Array, a: Any, b: Any) -> jax.Array:
     return total
 
 
-def fetch_ahead(count: jax.Array, stages: int, *streams: tuple[Any, Callable[[jax.Array, jax.Array], None]]) -> None:
+def fetch_ahead(
+    count: Any,
+    stages: int,
+    where: Callable[[jax.Array], Any],
+    *streams: tuple[Any, Callable[[Any, jax.Array], None]],
+) -> None:
     """Keeps `stages` slots of shared memory filled, `count` times in all; what the fetching warpgroup does.
 
     Args:
-      streams: each a barrier per slot that says when the slot is free again, and what fetches item `index` to `slot`.
+      count: 1 or more.
+      where: finds the place of an item, given its index. It may read global memory: that is over before a slot is free.
+      streams: each a barrier per slot that says when the slot is free again, and what fetches from a place to a slot.
     """
 
     # The last `stages` turns only wait: whoever observes a barrier observes all its phases.
     @pl.loop(0, count + stages)
     def _(index):
         slot = lax.rem(index, jnp.int32(stages))
+        place = where(jnp.minimum(index, count - 1))
         for free, fetch in streams:
             pl.when(index >= stages)(lambda free=free: plgpu.barrier_wait(free.at[slot]))
-            pl.when(index < count)(lambda fetch=fetch: fetch(index, slot))
+            pl.when(index < count)(lambda fetch=fetch: fetch(place, slot))

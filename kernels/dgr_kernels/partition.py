@@ -34,16 +34,16 @@ class Partition:
         return 1 if self.tensor_axis is None else self.mesh.shape[self.tensor_axis]
 
     def check_rows(self, name: str, rows: int) -> None:
-        """Raises ValueError for rows that the devices cannot share evenly."""
+        """Raises NotImplementedError for rows that the devices cannot share evenly."""
         if rows % self.data_ways:
-            raise ValueError(
+            raise NotImplementedError(
                 f"{name} has {rows} rows, not a multiple of the {self.data_ways} devices of mesh axes {self.data_axes}"
             )
 
     def run(self, function: Callable[..., Any], in_specs: Any, out_specs: Any, *arguments: Any) -> Any:
         """`jax.shard_map` of a function. Replication is not tracked: a kernel's own derivative does not tell it."""
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return mapped(*arguments)
+        return jax.jit(mapped)(*arguments)
 
     def rows(self, *rest: str | None) -> PartitionSpec:
         """Spec of an array whose first axis is rows."""

@@ -104,11 +104,6 @@ def assert_mostly_close(actual, expected, *, most: float, all_within: float, sha
         assert np.quantile(error, share) <= most, f"{share:.0%} within {np.quantile(error, share):.2e}, not {most:.0e}"
 
 
-def rounded(dtype, *arrays):
-    """Arrays as the kernel will see them: in `dtype`, and then exactly those numbers for the reference."""
-    return tuple(jnp.asarray(x, dtype) for x in arrays)
-
-
 def value_and_gradients(function, dout, dlog_sum_exp, *arguments):
     """Out, log-sum-exp and gradients of <out, dout> + <log-sum-exp, dlog_sum_exp> where that is finite."""
 

@@ -38,7 +38,7 @@ def attend(implementation: str, partition: Partition | None):
     return jax.tree.leaves(run(q, k, v, visibility))
 
 
-def score(vocabulary: int, partition: Partition | None):
+def score(vocabulary: int, partition: Partition | None, implementation: str | None = None):
     rng = np.random.default_rng(1)
     T, D = 64, 32
     arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, D), (vocabulary, D))]
@@ -52,11 +52,26 @@ def score(vocabulary: int, partition: Partition | None):
         arrays = [hidden, unembed]
 
     def loss(hidden, unembed):
-        scores = token_scores(hidden, unembed, targets, with_entropy=True, partition=partition)
+        scores = token_scores(
+            hidden, unembed, targets, with_entropy=True, partition=partition, implementation=implementation
+        )
         return jnp.sum(scores.log_prob * 1.5 + jnp.sin(scores.log_sum_exp) + scores.entropy**2), scores
 
-    forward = jax.jit(lambda *x: loss(*x)[1]).lower(*arrays).compile().as_text()
-    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arrays)), forward
+    both = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(*arrays).compile()
+    return jax.tree.leaves(both(*arrays)), both.as_text()
+
+
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Name and elements of each array that devices send each other, in a compiled program."""
+    found = []
+    for line in program.splitlines():
+        match = re.search(
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line
+        )
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            found += [(match[2], int(np.prod([int(n) for n in s.split(",") if n] or [1]))) for s in shapes]
+    return found
 
 
 def close(found, expected):
@@ -70,12 +85,20 @@ def main() -> None:
     with pltpu.force_tpu_interpret_mode():
         close(attend("tpu", PARTITION), alone)
     for vocabulary in (302, 301):  # the second is not cut: two devices do not divide it
+        alone = score(vocabulary, None)[0]
         on_mesh, program = score(vocabulary, PARTITION)
-        close(on_mesh, score(vocabulary, None)[0])
-        gathered = [np.prod([int(n) for n in s.split(",")]) for s in re.findall(r"\[([\d,]+)\]\S* all-gather", program)]
+        close(on_mesh, alone)
+        with pltpu.force_tpu_interpret_mode():
+            close(score(vocabulary, PARTITION, "tpu")[0], alone)
         if vocabulary == 302:
-            # Of 16 tokens a device, four numbers from each of two parts.
-            assert gathered and sum(gathered) <= 4 * 2 * 16, gathered
+            # Forward and backward, nothing as large as a device's logits (16 x 151) travels, but for the gradient of
+            # its part of the vocabulary (151 x 32), which its devices with other tokens must share.
+            travelling = [size for name, size in collectives(program)]
+            assert travelling and max(travelling) <= 151 * 32, collectives(program)
+            assert sorted(travelling)[-2] <= 16 * 32, collectives(program)
+    lists = prepare(draw_visibility(np.random.default_rng(0), "packed", 4, 150), keys=150, group=2,
+                    implementation="tpu", partition=PARTITION)  # fmt: skip
+    assert lists.tiles is not None and lists.tiles.bounds.shape == (4, 4, 256), lists.tiles
     print("as on one device")
 
 

@@ -1,5 +1,7 @@
 """Attention against float64, for every implementation; the kernels run in Pallas' interpreters."""
 
+import dataclasses
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -71,6 +73,12 @@ def test_xla_matches_float64_with_gradients(implementation, seed, kind, T, more,
 def test_chunks_match_float64_with_gradients(kind):
     """More keys than a chunk holds."""
     check("chunked", 0, kind, 1, 700, 700, 2, 1, 16)
+
+
+@pytest.mark.parametrize("implementation", XLA)
+def test_xla_in_bfloat16(implementation):
+    """What accelerators run by default."""
+    check(implementation, 1, "grouped", 2, 60, 60, 4, 2, 64, dtype=jnp.bfloat16)
 
 
 @settings(max_examples=7, deadline=None, suppress_health_check=list(HealthCheck))
@@ -154,6 +162,39 @@ def test_prepared_lists_change_nothing(implementation):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_prepared_lists_are_what_is_walked(implementation):
+    """With a key tile taken off the list, what its keys would have added is missing."""
+    q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64, DTYPE[implementation])
+    blocks = Blocks(128, 128)
+    visibility = prepare(Visibility.causal(1, 200), keys=200, group=1, implementation=implementation, blocks=blocks)
+    tiles = visibility.tiles
+    assert tiles is not None and int(tiles.by_query.starts[-1]) == 3
+    # The last query tile's first step now shows the same key tile as its second.
+    steps = tiles.by_query.steps.at[1].add(1 << 2)
+    tampered = dataclasses.replace(tiles, by_query=dataclasses.replace(tiles.by_query, steps=steps))
+    with simulated(implementation):
+        right = attention(q, k, v, visibility, implementation=implementation, blocks=blocks)
+        wrong = attention(
+            q, k, v, dataclasses.replace(visibility, tiles=tampered), implementation=implementation, blocks=blocks
+        )
+    np.testing.assert_array_equal(right[:, :128], wrong[:, :128])
+    assert np.all(np.any(np.asarray(right != wrong)[:, 128:], axis=-1))
+
+
+def test_lists_of_other_rows_are_refused():
+    q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64)
+    prepared = prepare(Visibility.causal(1, 200), keys=200, group=1, implementation="tpu")
+    other = dataclasses.replace(
+        prepared, own_start=Visibility.packed(jnp.ones((1, 200), jnp.int32).at[0, 90:].set(2)).own_start
+    )
+    with pytest.raises(ValueError, match="prepared for other bounds; call `prepare` again"):
+        attention(q, k, v, other, implementation="tpu")
+    more = dataclasses.replace(Visibility.causal(2, 200), tiles=prepared.tiles)
+    with pytest.raises(ValueError, match="prepared for other rows"):
+        attention(*(jnp.concatenate([x, x]) for x in (q, k, v)), more, implementation="tpu")
+
+
 def test_xla_needs_no_lists():
     visibility = Visibility.causal(1, 4)
     assert prepare(visibility, keys=4, group=1) is visibility
@@ -187,19 +228,40 @@ def test_shapes_that_do_not_fit_are_named(change, message):
 
 
 @pytest.mark.parametrize(
+    ("dtypes", "message"),
+    [
+        (("int32", "int32", "int32"), "q has dtype int32; it must be a floating type"),
+        (("bfloat16", "float32", "bfloat16"), "k has dtype float32; it must be that of q, bfloat16"),
+        (("float32", "float32", "bfloat16"), "v has dtype bfloat16; it must be that of q, float32"),
+    ],
+)
+def test_dtypes_that_do_not_fit_are_named(dtypes, message):
+    with pytest.raises(ValueError, match=message):
+        attention(*(jnp.zeros((1, 2, 2, 8), dtype) for dtype in dtypes), Visibility.causal(1, 2))
+
+
+@pytest.mark.parametrize("implementation", [None, "chunked"])
+def test_blocks_belong_to_a_named_kernel(implementation):
+    x = jnp.zeros((1, 2, 2, 64))
+    with pytest.raises(ValueError, match="name one of tpu, gpu"):
+        attention(x, x, x, Visibility.causal(1, 2), implementation=implementation, blocks=Blocks())
+
+
+@pytest.mark.parametrize(
     ("bounds", "message"),
     [
         (([[0, 0]], [[0, 0]], [[0, 3]]), r"own_start is 3 at row 0, query 1; it must lie between 0 and 2"),
         (([[0, 0]], [[0, 9]], [[0, 0]]), r"prefix_end is 9 at row 0, query 1; it must lie between 0 and 2"),
         (([[0, 2]], [[0, 1]], [[0, 0]]), r"prefix_end is 1 at row 0, query 1; it must lie between 2 and 2"),
         (([[-1, 0]], [[0, 0]], [[0, 0]]), r"prefix_start is -1 at row 0, query 0; it must lie between 0 and 1"),
+        (([[0.0, 0.0]], [[0, 0]], [[0, 0]]), r"prefix_start has dtype float32; it must be an integer type"),
         (([[0, 0, 0]], [[0, 0]], [[0, 0]]), r"prefix_start has shape \(1, 3\); it must be \[B, T\] = \(1, 2\)"),
     ],
 )
 def test_a_visibility_that_points_elsewhere_is_named(bounds, message):
     x = jnp.zeros((1, 2, 2, 8))
     with pytest.raises(ValueError, match=message):
-        attention(x, x, x, Visibility(*(jnp.asarray(b, jnp.int32) for b in bounds)))
+        attention(x, x, x, Visibility(*(jnp.asarray(b) for b in bounds)))
 
 
 def test_an_unknown_implementation_is_an_error():

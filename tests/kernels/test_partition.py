@@ -32,11 +32,13 @@ def test_eight_devices_give_what_one_gives():
 
 def test_rows_and_heads_that_devices_cannot_share_are_named():
     q = jnp.zeros((2, 4, 3, 8))
-    with pytest.raises(ValueError, match="k has 3 heads, not a multiple of the 2 devices of mesh axis 'tensor'"):
+    with pytest.raises(
+        NotImplementedError, match="k has 3 heads, not a multiple of the 2 devices of mesh axis 'tensor'"
+    ):
         attention(q, q, q, Visibility.causal(2, 4), implementation="chunked", partition=PARTITION)
-    with pytest.raises(ValueError, match="q has 1 rows, not a multiple of the 2 devices"):
+    with pytest.raises(NotImplementedError, match="q has 1 rows, not a multiple of the 2 devices"):
         attention(q[:1], q[:1], q[:1], Visibility.causal(1, 4), implementation="chunked", partition=PARTITION)
-    with pytest.raises(ValueError, match="hidden has 3 rows, not a multiple of the 2 devices"):
+    with pytest.raises(NotImplementedError, match="hidden has 3 rows, not a multiple of the 2 devices"):
         token_scores(jnp.zeros((3, 8)), jnp.zeros((4, 8)), jnp.zeros(3, jnp.int32), partition=PARTITION)
 
 

@@ -1,5 +1,8 @@
 """Visibility's constructors, and the lists of tiles that the kernels walk."""
 
+import json
+import pathlib
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,12 @@ from dgr_kernels.attention import Blocks, Visibility, count_tiles
 from dgr_kernels.attention.tiles import Tiles, visible_pairs
 from hypothesis import given, settings
 
+from dgr_jax.chat import ChatFormat
+from dgr_jax.packing import best_fit
+from dgr_jax.sources import load_source
 from tests.kernels.cases import KINDS, draw_visibility, mask_by_definition
 
+STAR1_LENGTHS = pathlib.Path(__file__).parents[2] / "benchmarks" / "star1_lengths.json"
 SEE = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
 
 
@@ -103,15 +110,9 @@ def test_eight_continuations_of_a_prefix_skip_what_is_invisible(blocks):
     assert count.visited <= 1.15 * needed
 
 
-def test_packed_star1_skips_what_is_invisible(dgr_data):
+def test_packed_star1_skips_what_is_invisible():
     """STAR-1 as scoring packs it, with the Qwen3 tokenizer, in rows of 8,192."""
-    from dgr_jax.chat import ChatFormat
-    from dgr_jax.packing import best_fit
-    from dgr_jax.sources import load_source
-
-    chat = ChatFormat.from_pretrained(dgr_data / "models" / "qwen3_tokenizer")
-    traces = load_source(f"star1:{dgr_data}/safety_train/star1.json")
-    lengths = [len(chat.render(trace).token_ids) for trace in traces]
+    lengths = json.loads(STAR1_LENGTHS.read_text())["lengths"]
     rows = best_fit(lengths, 8192)
     ids = np.zeros((len(rows), 8192), np.int32)
     for row, members in enumerate(rows):
@@ -124,6 +125,24 @@ def test_packed_star1_skips_what_is_invisible(dgr_data):
         few = Visibility.packed(jnp.asarray(ids[::40]))
         needed = sum(tiles_of_mask(mask, *blocks) for mask in np.asarray(few.mask(8192)))
         assert count_tiles(few, *blocks).needed == needed
+
+
+def test_lengths_are_those_of_star1(dgr_data):
+    chat = ChatFormat.from_pretrained(dgr_data / "models" / "qwen3_tokenizer")
+    traces = load_source(f"star1:{dgr_data}/safety_train/star1.json")
+    assert json.loads(STAR1_LENGTHS.read_text())["lengths"] == [len(chat.render(t).token_ids) for t in traces]
+
+
+def test_a_count_of_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="keys is 100, fewer than the 200 queries"):
+        count_tiles(Visibility.causal(1, 200), 128, 128, keys=100)
+
+
+def test_a_zero_after_a_continuation_is_no_prefix():
+    """It is a part of its own: nobody's tokens leak into the next continuation."""
+    visibility = Visibility.grouped(jnp.ones((1, 5), jnp.int32), jnp.asarray([[0, 1, 0, 2, 2]]))
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
+    np.testing.assert_array_equal(visibility.mask(5)[0], expected)
 
 
 def tiles_of_mask(mask: np.ndarray, block_q: int, block_k: int) -> int:

@@ -4,10 +4,11 @@ import dataclasses
 from typing import Literal, overload
 
 import jax
+import jax.numpy as jnp
 
 from dgr_kernels.attention.tiles import Blocks, Tiles
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.dispatch import dispatch, load
+from dgr_kernels.dispatch import KERNELS, block_options, dispatch, load
 from dgr_kernels.partition import Partition
 
 LONGEST_PLAIN = 1024
@@ -73,12 +74,13 @@ def attention(
       [B, T, N, H] in q's dtype, and the log-sum-exp if asked for.
 
     Raises:
-      ValueError: shapes that do not fit each other; the message names the argument.
+      ValueError: shapes or dtypes that do not fit each other, a visibility that points past what its query may see;
+        the message names the argument.
       NotImplementedError: the named implementation cannot serve these arguments.
     """
     _check(q, k, v, visibility)
     default = ("reference", "chunked") if k.shape[1] <= LONGEST_PLAIN else ("chunked", "reference")
-    options = {} if blocks is None else {"blocks": blocks}
+    options = block_options(implementation, blocks)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> tuple[jax.Array, jax.Array]:
@@ -117,7 +119,8 @@ def prepare(
     Returns:
       The visibility with its lists, or as it was where the implementation has none.
     """
-    if implementation not in ("tpu", "gpu"):
+    visibility.check(keys)
+    if implementation not in KERNELS:
         return visibility
     if blocks is None:
         blocks = load("attention", implementation).choose_blocks(visibility.own_start.shape[1], keys, group)
@@ -134,7 +137,7 @@ def prepare(
 def _check_partition(partition: Partition, q: jax.Array, k: jax.Array) -> None:
     partition.check_rows("q", q.shape[0])
     if k.shape[2] % partition.tensor_ways:
-        raise ValueError(
+        raise NotImplementedError(
             f"k has {k.shape[2]} heads, not a multiple of the {partition.tensor_ways} devices of mesh axis "
             f"{partition.tensor_axis!r}; make that axis smaller"
         )
@@ -145,14 +148,21 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> 
         raise ValueError(f"q has shape {q.shape}; it must be [B, T, N, H]")
     if k.ndim != 4 or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ValueError(f"k has shape {k.shape}; with q {q.shape} it must be [{q.shape[0]}, S, K, {q.shape[3]}]")
+    if not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"q has dtype {q.dtype}; it must be a floating type")
+    for name, array in (("k", k), ("v", v)):
+        if array.dtype != q.dtype:
+            raise ValueError(f"{name} has dtype {array.dtype}; it must be that of q, {q.dtype}")
     if v.shape != k.shape:
         raise ValueError(f"v has shape {v.shape}; it must be that of k, {k.shape}")
-    if q.shape[2] % k.shape[2]:
+    if not k.shape[2] or q.shape[2] % k.shape[2]:
         raise ValueError(f"q has {q.shape[2]} heads, not a multiple of the {k.shape[2]} heads of k and v")
     if k.shape[1] < q.shape[1]:
         raise ValueError(f"k has {k.shape[1]} keys, fewer than the {q.shape[1]} queries of q")
     for name in ("prefix_start", "prefix_end", "own_start"):
-        shape = getattr(visibility, name).shape
+        shape, dtype = getattr(visibility, name).shape, getattr(visibility, name).dtype
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(f"visibility.{name} has dtype {dtype}; it must be an integer type")
         if shape != q.shape[:2]:
             raise ValueError(f"visibility.{name} has shape {shape}; it must be [B, T] = {q.shape[:2]}")
     visibility.check(k.shape[1])

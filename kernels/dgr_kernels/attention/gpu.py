@@ -173,9 +173,12 @@ def _forward_kernel(
             shrink = jnp.exp2(highest - safe)
             total = total * shrink + weights.sum(axis=1)
             acc = acc * lax.broadcast_in_dim(shrink, acc.shape, [0])
-            take_turns()
+            # All of this happens before the turn ends; the compiler would as soon do it in the other's turn.
+            acc, total, now, weights = lax.optimization_barrier((acc, total, now, weights.astype(q_ref.dtype)))
+            plgpu.barrier_arrive(turn)
             plgpu.barrier_wait(v_here.at[slot])
-            acc = plus_times(acc, weights.astype(q_ref.dtype), v_smem.at[slot])
+            plgpu.barrier_wait(turn)
+            acc = plus_times(acc, weights, v_smem.at[slot])
             plgpu.barrier_arrive(v_free.at[slot])
             return acc, now, total
 
@@ -193,7 +196,7 @@ def _forward_kernel(
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(q, out_ref.at[row, mine, head])
         plgpu.copy_smem_to_gmem(lse, lse_ref.at[row, head, mine])
-        plgpu.wait_smem_to_gmem(0)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     @pl.when(warpgroup == WARPGROUPS)
     def fetch():
@@ -201,12 +204,16 @@ def _forward_kernel(
         kv_head = lax.div(head, jnp.int32(group))
 
         def fetch_to(source, memory, here):
-            def fetch(index, slot):
-                keys = pl.ds(code.inner(steps_ref[begin + index]) * blocks.k, blocks.k)
+            def fetch(first_key, slot):
+                keys = pl.ds(first_key, blocks.k)
                 plgpu.copy_gmem_to_smem(source.at[row, keys, kv_head], memory.at[slot], here.at[slot])
 
             return fetch
 
         fetch_ahead(
-            end - begin, STAGES, (k_free, fetch_to(k_ref, k_smem, k_here)), (v_free, fetch_to(v_ref, v_smem, v_here))
+            end - begin,
+            STAGES,
+            lambda index: code.inner(steps_ref[begin + index]) * blocks.k,
+            (k_free, fetch_to(k_ref, k_smem, k_here)),
+            (v_free, fetch_to(v_ref, v_smem, v_here)),
         )

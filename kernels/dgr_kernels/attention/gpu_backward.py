@@ -30,7 +30,9 @@ from dgr_kernels.mosaic_gpu import (
 )  # fmt: skip
 
 STAGES = 2
-"""Tiles in flight."""
+"""Tiles of keys in flight in `dq`."""
+DKV_STAGES = 4
+"""Half tiles of queries in flight in `dkv`: a visit takes about as long as a fetch."""
 
 
 def backward(
@@ -86,14 +88,14 @@ def backward(
         scratch_types=dict(
             k_smem=tile_memory((WARPGROUPS, keys, H), k.dtype),
             v_smem=tile_memory((WARPGROUPS, keys, H), k.dtype),
-            q_smem=tile_memory((STAGES, queries, H), k.dtype),
-            dout_smem=tile_memory((STAGES, queries, H), k.dtype),
-            numbers_smem=plgpu.SMEM((STAGES, 2, queries), jnp.float32),
-            bounds_smem=plgpu.SMEM((STAGES, 4, queries), jnp.int32),
+            q_smem=tile_memory((DKV_STAGES, queries, H), k.dtype),
+            dout_smem=tile_memory((DKV_STAGES, queries, H), k.dtype),
+            numbers_smem=plgpu.SMEM((DKV_STAGES, 2, queries), jnp.float32),
+            bounds_smem=plgpu.SMEM((DKV_STAGES, 4, queries), jnp.int32),
             keys_here=plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
-            q_here=plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
-            dout_here=plgpu.Barrier(num_barriers=STAGES),
-            free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=STAGES),
+            q_here=plgpu.Barrier(num_arrivals=3, num_barriers=DKV_STAGES),
+            dout_here=plgpu.Barrier(num_barriers=DKV_STAGES),
+            free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=DKV_STAGES),
         ),
         grid=(S // block_k, B, K),
         grid_names=("tile", "row", "kv_head"),
@@ -151,7 +153,7 @@ def _dq_kernel(
         q[...] = (dq * scale).astype(q_ref.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(q, dq_ref.at[row, mine, head])
-        plgpu.wait_smem_to_gmem(0)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     @pl.when(warpgroup == WARPGROUPS)
     def fetch():
@@ -159,14 +161,18 @@ def _dq_kernel(
         kv_head = lax.div(head, jnp.int32(group))
 
         def fetch_to(source, memory, here):
-            def fetch(index, slot):
-                keys = pl.ds(code.inner(steps_ref[begin + index]) * blocks.k, blocks.k)
+            def fetch(first_key, slot):
+                keys = pl.ds(first_key, blocks.k)
                 plgpu.copy_gmem_to_smem(source.at[row, keys, kv_head], memory.at[slot], here.at[slot])
 
             return fetch
 
         fetch_ahead(
-            end - begin, STAGES, (k_free, fetch_to(k_ref, k_smem, k_here)), (v_free, fetch_to(v_ref, v_smem, v_here))
+            end - begin,
+            STAGES,
+            lambda index: code.inner(steps_ref[begin + index]) * blocks.k,
+            (k_free, fetch_to(k_ref, k_smem, k_here)),
+            (v_free, fetch_to(v_ref, v_smem, v_here)),
         )
 
 
@@ -202,7 +208,7 @@ def _dkv_kernel(
 
         def visit(index, carry, *, masked: bool):
             dk, dv = carry
-            slot = lax.rem(index, jnp.int32(STAGES))
+            slot = lax.rem(index, jnp.int32(DKV_STAGES))
 
             def across(number: int) -> jax.Array:
                 values = plgpu.load(numbers_smem.at[slot, number], layout=plgpu.Layout.WGMMA.reduce(0))
@@ -233,16 +239,20 @@ def _dkv_kernel(
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(k, dk_ref.at[row, mine, kv_head])
         plgpu.copy_smem_to_gmem(v, dv_ref.at[row, mine, kv_head])
-        plgpu.wait_smem_to_gmem(0)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     @pl.when(warpgroup == WARPGROUPS)
     def fetch():
         plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
 
-        def fetch_queries(index, slot):
+        def where(index):
             which = lax.rem(index, jnp.int32(visits))
             head = kv_head * group + lax.div(which, jnp.int32(_PARTS))
             first_query = code.inner(step_of(index)) * blocks.q + lax.rem(which, jnp.int32(_PARTS)) * queries
+            return head, first_query
+
+        def fetch_queries(place, slot):
+            head, first_query = place
             these = pl.ds(first_query, queries)
             here = q_here.at[slot]
             plgpu.copy_gmem_to_smem(q_ref.at[row, these, head], q_smem.at[slot], here)
@@ -250,4 +260,4 @@ def _dkv_kernel(
             plgpu.copy_gmem_to_smem(bounds_ref.at[row, :, these], bounds_smem.at[slot], here)
             plgpu.copy_gmem_to_smem(dout_ref.at[row, these, head], dout_smem.at[slot], dout_here.at[slot])
 
-        fetch_ahead((end - begin) * visits, STAGES, (free, fetch_queries))
+        fetch_ahead((end - begin) * visits, DKV_STAGES, where, (free, fetch_queries))

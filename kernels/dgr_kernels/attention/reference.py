@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dgr_kernels.attention.visibility import Visibility
+from dgr_kernels.precision import precision
 
 
 def attention(
@@ -18,7 +19,10 @@ def attention(
     q_rows = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
     k_rows = k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
     v_rows = v.transpose(0, 2, 1, 3).reshape(B * K, S, H)
-    scores = jnp.einsum("bth,bsh->bts", q_rows, k_rows, preferred_element_type=jnp.float32) * scale
+    scores = (
+        jnp.einsum("bth,bsh->bts", q_rows, k_rows, preferred_element_type=jnp.float32, precision=precision(q.dtype))
+        * scale
+    )
     visible = visibility.mask(S)[:, None, None]
     scores = jnp.where(visible, scores.reshape(B, K, G, T, S), -jnp.inf)
     # A query that sees nothing has maximum -inf; 0 in its place keeps exp(-inf - 0) = 0 free of NaN.
@@ -28,7 +32,9 @@ def attention(
     total = weights.sum(-1, keepdims=True)
     sees = total > 0
     weights = weights / jnp.where(sees, total, 1)
-    out = jnp.einsum("bts,bsh->bth", weights.reshape(B * K, G * T, S).astype(v.dtype), v_rows)
+    out = jnp.einsum(
+        "bts,bsh->bth", weights.reshape(B * K, G * T, S).astype(v.dtype), v_rows, precision=precision(q.dtype)
+    )
     out = out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
     log_sum_exp = jnp.where(sees, jnp.log(jnp.where(sees, total, 1)) + highest, -jnp.inf)[..., 0]
     return out, log_sum_exp.transpose(0, 3, 1, 2).reshape(B, T, N)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dgr_kernels.attention.visibility import Visibility
 
@@ -188,11 +189,25 @@ def _most_steps(batch: int, queries: int, keys: int, blocks: Blocks) -> int:
 
 
 def tiles_for(visibility: Visibility, keys: int, blocks: Blocks) -> Tiles:
-    """The prepared lists of a visibility where they fit, or new ones."""
+    """The prepared lists of a visibility where they fit, or new ones.
+
+    Raises:
+      ValueError: lists that were prepared for other rows, or for other devices' share of them.
+    """
     tiles = visibility.tiles
-    if tiles is not None and tiles.blocks == blocks and tiles.keys == keys:
-        return tiles
-    return Tiles.of(visibility, keys, blocks)
+    if tiles is None or tiles.blocks != blocks or tiles.keys != keys:
+        return Tiles.of(visibility, keys, blocks)
+    B, T = visibility.own_start.shape
+    if tiles.by_query.starts.size != B * -(-T // blocks.q) * 2 + 1 or tiles.bounds.shape[0] != B:
+        raise ValueError(
+            "visibility.tiles were prepared for other rows or with another partition; "
+            "give `prepare` and `attention` the same ones"
+        )
+    bounds = (visibility.prefix_start, visibility.prefix_end, visibility.own_start)
+    if not any(isinstance(x, Tracer) for x in (*bounds, tiles.bounds)):
+        if not np.array_equal(tiles.bounds[:, :3, :T], np.stack(bounds, axis=1)):
+            raise ValueError("visibility.tiles were prepared for other bounds; call `prepare` again")
+    return tiles
 
 
 class TileCount(NamedTuple):
@@ -216,9 +231,13 @@ def count_tiles(visibility: Visibility, block_q: int, block_k: int, *, keys: int
       visibility: concrete, not traced.
       block_q, block_k: size of a tile.
       keys: S; as many as queries by default.
+
+    Raises:
+      ValueError: a visibility that points past what its queries may see, or fewer keys than queries.
     """
     blocks = Blocks(block_q, block_k)
     keys = visibility.own_start.shape[1] if keys is None else keys
+    visibility.check(keys)
     pairs = visible_pairs(visibility, keys, blocks)
     visited = Tiles.of(visibility, keys, blocks).by_query.starts[-1]
     # numpy adds in 64 bits: a row of 65,536 tokens has more pairs than 32 bits hold.

@@ -23,11 +23,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dgr_kernels.attention.tiles import Blocks, StepCode, TileList, Tiles, tiles_for
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.mosaic_tpu import dot
+from dgr_kernels.mosaic_tpu import VMEM_BYTES, dot
 
 _Kind = Literal["q", "k", "row", "bounds"]
-_VMEM_BYTES = 64 * 2**20
-"""Asked of the compiler. A v5e core has 128 MiB; the default limit of 16 MiB is its convention, not its size."""
+_MOST_STEPS = 200_000
+"""Of a list: it lies in scalar memory, of which a core has 1 MiB."""
 
 
 def choose_blocks(queries: int, keys: int, group: int) -> Blocks:
@@ -51,8 +51,8 @@ def attention(
     """See `dgr_kernels.attention.attention`. Returns out [B,T,N,H] and log-sum-exp [B,T,N].
 
     Raises:
-      NotImplementedError: a head dimension other than 64 and 128, a dtype other than float32 and bfloat16, or blocks
-        that are no multiples of 128.
+      NotImplementedError: a head dimension other than 64 and 128, a dtype other than float32 and bfloat16, blocks that
+        are no multiples of 128, or more tiles than scalar memory can list.
     """
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
@@ -67,6 +67,11 @@ def attention(
     if blocks.q % 128 or blocks.k % 128:
         raise NotImplementedError(f"{blocks}; the TPU kernel wants multiples of 128")
     tiles = tiles_for(visibility, S, blocks)
+    if tiles.by_key.steps.size > _MOST_STEPS:
+        raise NotImplementedError(
+            f"{B} rows of {T} queries and {S} keys may take {tiles.by_key.steps.size} steps, more than the "
+            f"{_MOST_STEPS} that fit a TPU's scalar memory; give fewer rows at a time, or larger blocks"
+        )
     more_t, more_s = -T % blocks.q, -S % blocks.k
     q = jnp.pad(q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4), ((0, 0),) * 3 + ((0, more_t), (0, 0)))
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, more_s), (0, 0))) for x in (k, v))
@@ -177,7 +182,7 @@ def _call(
         ),
         out_shape=[x for x, _ in outputs],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
     )(steps.steps, *(x for x, _ in inputs))
 

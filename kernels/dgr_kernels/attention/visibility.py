@@ -61,8 +61,8 @@ class Visibility:
 
         Args:
           group_ids: int32 [B, T]; equal and adjacent within a group, 0 for padding, which sees itself alone.
-          part_ids: int32 [B, T]; 0 in a group's prefix, another number in each continuation, equal and adjacent
-            within it. All 0 gives `packed`.
+          part_ids: int32 [B, T]; 0 in a group's prefix, which comes first, then another number in each continuation,
+            equal and adjacent within it. All 0 gives `packed`.
         """
         index = jnp.arange(group_ids.shape[1], dtype=jnp.int32)[None]
 
@@ -73,10 +73,15 @@ class Visibility:
         new_part = new_group | begins(part_ids)
         group_start = jax.lax.cummax(jnp.where(new_group, index, 0), axis=1)
         own_start = jax.lax.cummax(jnp.where(new_part, index, 0), axis=1)
-        in_prefix = (part_ids == 0).astype(jnp.int32)
-        before = jnp.cumsum(in_prefix, axis=1) - in_prefix
-        prefix_end = group_start + before - jax.lax.cummax(jnp.where(new_group, before, 0), axis=1)
-        inside = (part_ids != 0) & (group_ids != 0)
+
+        def since_group_start(count: jax.Array) -> jax.Array:
+            return count - jax.lax.cummax(jnp.where(new_group, count, 0), axis=1)
+
+        # A 0 after a continuation is a part like any other, and no more of the prefix.
+        continued = jnp.cumsum(part_ids != 0, axis=1)
+        in_prefix = (part_ids == 0) & (since_group_start(continued - (part_ids != 0)) == 0)
+        prefix_end = group_start + since_group_start(jnp.cumsum(in_prefix, axis=1) - in_prefix)
+        inside = ~in_prefix & (group_ids != 0)
         return cls(
             jnp.where(inside, group_start, 0).astype(jnp.int32),
             jnp.where(inside, prefix_end, 0).astype(jnp.int32),
@@ -131,9 +136,12 @@ class Visibility:
         """Checks the values against S = `keys`; traced ones cannot be checked.
 
         Raises:
-          ValueError: a bound is negative, points past what its query may see, or prefix_end comes before prefix_start.
+          ValueError: a bound is negative, points past what its query may see, or prefix_end comes before prefix_start;
+            fewer keys than queries.
         """
         bounds = (self.prefix_start, self.prefix_end, self.own_start)
+        if keys < self.own_start.shape[1]:
+            raise ValueError(f"keys is {keys}, fewer than the {self.own_start.shape[1]} queries of the visibility")
         if any(isinstance(x, Tracer) for x in bounds):
             return
         start, end, own = (np.asarray(x) for x in bounds)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from dgr_kernels.dispatch import dispatch
+from dgr_kernels.dispatch import block_options, dispatch
 from dgr_kernels.partition import Partition
 from dgr_kernels.token_scores import chunked
 from dgr_kernels.token_scores.scores import Partial, TokenScores
@@ -53,12 +53,12 @@ def token_scores(
     def score(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
         small = hidden.shape[0] * unembed.shape[0] <= chunked.CHUNK_ELEMENTS
         default = ("reference", "chunked") if small else ("chunked", "reference")
-        options = {} if blocks is None else {"blocks": blocks}
         return dispatch(
             "token_scores", "partial_scores", implementation, default,
             hidden, unembed, targets, with_entropy=with_entropy, **options,
         )  # fmt: skip
 
+    options = block_options(implementation, blocks)
     targets = targets.astype(jnp.int32)
     if partition is None:
         return score(hidden, unembed, targets).scores()
@@ -84,8 +84,10 @@ def _on_mesh(
 
 
 def _check(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> None:
-    if hidden.ndim != 2:
-        raise ValueError(f"hidden has shape {hidden.shape}; it must be [T, D]")
+    if hidden.ndim != 2 or not hidden.size:
+        raise ValueError(f"hidden has shape {hidden.shape}; it must be [T, D], neither of them 0")
+    if unembed.dtype != hidden.dtype or not jnp.issubdtype(hidden.dtype, jnp.floating):
+        raise ValueError(f"unembed has dtype {unembed.dtype} and hidden {hidden.dtype}; give both one floating type")
     if unembed.ndim != 2 or unembed.shape[1] != hidden.shape[1]:
         raise ValueError(
             f"unembed has shape {unembed.shape}; with hidden {hidden.shape} it must be [V, {hidden.shape[1]}]"

@@ -1,12 +1,13 @@
 """Chunks of tokens, each with its own small array of logits that is recomputed for the gradient."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dgr_kernels.token_scores import reference
-from dgr_kernels.token_scores.scores import Partial
+from dgr_kernels.precision import precision
+from dgr_kernels.token_scores.scores import Partial, SlopeFactors
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits alive at a time (64 MiB in float32)."""
@@ -20,11 +21,44 @@ def partial_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *,
     extra = chunks * rows - T
     hidden = jnp.pad(hidden, ((0, extra), (0, 0))).reshape(chunks, rows, D)
     targets = jnp.pad(targets, (0, extra)).reshape(chunks, rows)
-
-    # Recomputing in the backward pass keeps one chunk's logits alive; the gradient of `unembed` adds up in the scan.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def score(hidden_chunk: jax.Array, target_chunk: jax.Array) -> Partial:
-        return reference.partial_scores(hidden_chunk, unembed, target_chunk, with_entropy=with_entropy)
-
-    _, scores = jax.lax.scan(lambda _, chunk: (None, score(*chunk)), None, (hidden, targets))
+    scores: Partial = _scores(with_entropy, hidden, unembed, targets)
     return jax.tree.map(lambda x: x.reshape(-1)[:T], scores)
+
+
+def _logits(hidden: jax.Array, unembed: jax.Array) -> jax.Array:
+    return jnp.einsum(
+        "td,vd->tv", hidden, unembed, preferred_element_type=jnp.float32, precision=precision(hidden.dtype)
+    )
+
+
+def _run(with_entropy: bool, hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
+    """Hidden [chunks, rows, D] and targets [chunks, rows]."""
+    score = lambda chunk: Partial.of_logits(_logits(chunk[0], unembed), chunk[1], with_entropy)  # noqa: E731
+    return jax.lax.map(score, (hidden, targets))
+
+
+def _forward(with_entropy, hidden, unembed, targets):
+    out = _run(with_entropy, hidden, unembed, targets)
+    return out, (hidden, unembed, targets, out)
+
+
+def _backward(with_entropy, kept, given):
+    hidden, unembed, targets, out = kept
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision(hidden.dtype))
+
+    # By hand, because autodiff would add the chunks' gradients of `unembed` up in its own dtype: a hundred chunks in
+    # bfloat16 are off by two percent.
+    def visit(dunembed: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
+        hidden, targets, factors = chunk
+        slopes = factors.slopes(_logits(hidden, unembed), targets).astype(hidden.dtype)
+        dunembed += product("tv,td->vd", slopes, hidden)
+        return dunembed, product("tv,vd->td", slopes, unembed).astype(hidden.dtype)
+
+    factors = SlopeFactors.of(out, given)
+    nothing = jnp.zeros(unembed.shape, jnp.float32)
+    dunembed, dhidden = jax.lax.scan(visit, nothing, (hidden, targets, factors))
+    return dhidden, dunembed.astype(unembed.dtype), None
+
+
+_scores: Any = jax.custom_vjp(_run, nondiff_argnums=(0,))
+_scores.defvjp(_forward, _backward)

@@ -15,6 +15,7 @@ for H100, not yet run on one.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,9 +34,11 @@ from dgr_kernels.mosaic_gpu import (
     fill,
     tile_memory,
 )
-from dgr_kernels.token_scores.scores import Partial
+from dgr_kernels.token_scores.scores import Partial, SlopeFactors
 
 TOKENS = 64 * WARPGROUPS
+SHARED_BYTES = 224 * 2**10
+"""Of a thread block for the steps in flight; 3 KiB more are left for numbers per token and barriers."""
 DEPTH = 64
 """Of a step along D: 128 bytes, the widest row that TMA swizzles."""
 SLICE = 64
@@ -65,11 +68,13 @@ class Blocks:
         for name, least in (("parts", 1), ("stages", 2), ("chunk_elements", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"blocks.{name} is {getattr(self, name)}; it must be {least} or more")
+        most = SHARED_BYTES // (2 * DEPTH * (TOKENS + self.vocabulary))
+        if self.stages > most:
+            raise ValueError(f"blocks.stages is {self.stages}; shared memory has room for {most} at this tile")
 
 
-def choose_blocks(tokens: int, dimension: int, vocabulary: int) -> Blocks:
+def choose_blocks(vocabulary: int) -> Blocks:
     """The defaults, with no more parts than the vocabulary has tiles. Not tuned on hardware."""
-    del tokens, dimension
     return Blocks(parts=min(Blocks.parts, -(-vocabulary // Blocks.vocabulary)))
 
 
@@ -79,16 +84,25 @@ def partial_scores(
     """See `dgr_kernels.token_scores.token_scores` and `Partial`.
 
     Raises:
-      NotImplementedError: a dtype other than bfloat16 and float16, or rows that are no multiple of 16 bytes.
+      NotImplementedError: a dtype other than bfloat16 and float16, D no multiple of 64, or V no multiple of 8.
     """
     if hidden.dtype not in (jnp.bfloat16, jnp.float16) or hidden.dtype != unembed.dtype:
         raise NotImplementedError(
             f"hidden and unembed are {hidden.dtype} and {unembed.dtype}; the Hopper kernel wants bfloat16 or float16"
         )
-    if hidden.shape[1] % 8:
-        raise NotImplementedError(f"hidden has {hidden.shape[1]} dimensions; the Hopper kernel wants a multiple of 8")
-    blocks = blocks or choose_blocks(hidden.shape[0], hidden.shape[1], unembed.shape[0])
-    log_sum_exp, target, highest, *mean = _scores(_Plan(blocks, with_entropy), hidden, unembed, targets)
+    if hidden.shape[1] % DEPTH:
+        raise NotImplementedError(
+            f"hidden has {hidden.shape[1]} dimensions; the Hopper kernel wants a multiple of {DEPTH}"
+        )
+    if unembed.shape[0] % 8:
+        raise NotImplementedError(f"unembed has {unembed.shape[0]} rows; the Hopper kernel wants a multiple of 8")
+    T = hidden.shape[0]
+    blocks = blocks or choose_blocks(unembed.shape[0])
+    more = -T % TOKENS
+    hidden, targets = jnp.pad(hidden, ((0, more), (0, 0))), jnp.pad(targets, (0, more))
+    log_sum_exp, target, highest, *mean = (
+        x[:T] for x in _scores(_Plan(blocks, with_entropy), hidden, unembed, targets)
+    )
     return Partial(log_sum_exp, target, jax.lax.stop_gradient(highest), mean[0] if with_entropy else None)
 
 
@@ -101,7 +115,7 @@ class _Plan:
 
 
 def _run(plan: _Plan, hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-    """The fields of `Partial`, without a mean that was not asked for."""
+    """The fields of `Partial`, without a mean that was not asked for. T is whole tiles."""
     T, V, blocks = hidden.shape[0], unembed.shape[0], plan.blocks
     parts = min(blocks.parts, -(-V // blocks.vocabulary))
     numbers = 4 if plan.with_entropy else 3
@@ -110,13 +124,18 @@ def _run(plan: _Plan, hidden: jax.Array, unembed: jax.Array, targets: jax.Array)
         out_type=(jax.ShapeDtypeStruct((parts, numbers, T), jnp.float32),),
         scratch_types=_scratch(blocks, hidden.dtype)
         | dict(out_smem=plgpu.SMEM((WARPGROUPS, numbers, 64), jnp.float32)),
-        grid=(-(-T // TOKENS), parts),
+        grid=(T // TOKENS, parts),
         grid_names=("tokens", "part"),
         kernel_name="token_scores",
         **THREADS,
-    )(hidden, unembed, _whole_tiles(targets))
+    )(hidden, unembed, targets)
     partial = Partial(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] if plan.with_entropy else None)
     return tuple(x for x in partial.merged() if x is not None)
+
+
+def _fields(values: Sequence[jax.Array]) -> Partial:
+    """Of what `_run` returns: three or four arrays."""
+    return Partial(values[0], values[1], values[2], values[3] if len(values) > 3 else None)
 
 
 def _forward(plan, hidden, unembed, targets):
@@ -126,11 +145,8 @@ def _forward(plan, hidden, unembed, targets):
 
 def _backward(plan, kept, given):
     hidden, unembed, targets, out = kept
-    of_log_sum_exp, of_target, _, *of_mean = given
-    # d mean / d logit = p (1 + logit - mean); d log_sum_exp / d logit = p.
-    of_mean = of_mean[0] if of_mean else jnp.zeros_like(of_target)
-    constant = of_log_sum_exp + (of_mean * (1 - out[3]) if plan.with_entropy else 0)
-    rows = jnp.stack([out[0] * LOG2_E, of_target, constant, of_mean])
+    factors = SlopeFactors.of(_fields(out), _fields(given))
+    rows = jnp.stack(factors._replace(log_sum_exp=factors.log_sum_exp * LOG2_E))
     V = unembed.shape[0]
     chunk = max(1, plan.blocks.chunk_elements // hidden.shape[0] // plan.blocks.vocabulary) * plan.blocks.vocabulary
     chunk = min(chunk, V)
@@ -160,11 +176,6 @@ def _scratch(blocks: Blocks, dtype: Any) -> dict[str, Any]:
         here=plgpu.Barrier(num_arrivals=2, num_barriers=blocks.stages),
         free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=blocks.stages),
     )
-
-
-def _whole_tiles(rows: jax.Array) -> jax.Array:
-    """Numbers of all tokens, padded: threads read them by themselves, without TMA's care for what lies outside."""
-    return jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -rows.shape[-1] % TOKENS)])
 
 
 def _per_token(ref: Any) -> jax.Array:
@@ -197,15 +208,18 @@ def _fetch(count, steps: int, token_tile, first_tile, hidden_ref, unembed_ref, h
     """Fetches `count` steps along D, `steps` per tile of the vocabulary; what lies outside an array arrives as 0."""
     stages, vocabulary = unembed_smem.shape[:2]
 
-    def fetch(index, slot):
-        tile, depth = first_tile + lax.div(index, jnp.int32(steps)), lax.rem(index, jnp.int32(steps)) * DEPTH
+    def where(index):
+        return first_tile + lax.div(index, jnp.int32(steps)), lax.rem(index, jnp.int32(steps)) * DEPTH
+
+    def fetch(place, slot):
+        tile, depth = place
         for source, memory, first, size in (
             (hidden_ref, hidden_smem, token_tile * TOKENS, TOKENS),
             (unembed_ref, unembed_smem, tile * vocabulary, vocabulary),
         ):
             plgpu.copy_gmem_to_smem(source.at[pl.ds(first, size), pl.ds(depth, DEPTH)], memory.at[slot], here.at[slot])
 
-    fetch_ahead(count, stages, (free, fetch))
+    fetch_ahead(count, stages, where, (free, fetch))
 
 
 def _forward_kernel(
@@ -265,7 +279,7 @@ def _forward_kernel(
             out[3] = highest + moment / (total * LOG2_E)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(out, out_ref.at[part, :, mine])
-        plgpu.wait_smem_to_gmem(0)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     @pl.when(warpgroup == WARPGROUPS)
     def fetch():
@@ -284,19 +298,19 @@ def _slopes(plan: _Plan, hidden: jax.Array, unembed: jax.Array, targets: jax.Arr
     stages = min(plan.blocks.stages, 3)  # the tile of derivatives takes the place of a fourth
     (slopes,) = plgpu.kernel(
         functools.partial(_slopes_kernel, plan=plan),
-        out_type=(jax.ShapeDtypeStruct((hidden.shape[0], unembed.shape[0]), hidden.dtype),),
+        out_type=(jax.ShapeDtypeStruct((hidden.shape[0], _tiles(hidden, unembed, block)[1] * block), hidden.dtype),),
         scratch_types=_scratch(dataclasses.replace(plan.blocks, stages=stages), hidden.dtype)
         | dict(out_smem=tile_memory((WARPGROUPS, 64, block), hidden.dtype)),
         grid=(_tiles(hidden, unembed, block)[0] * _tiles(hidden, unembed, block)[1],),
         grid_names=("tile",),
         kernel_name="token_scores_slopes",
         **THREADS,
-    )(hidden, unembed, _whole_tiles(targets), _whole_tiles(rows))
-    return slopes
+    )(hidden, unembed, targets, rows)
+    return slopes[:, : unembed.shape[0]]  # whole tiles were written: what TMA stores has no ragged end
 
 
 def _tiles(hidden: Any, unembed: Any, block: int) -> tuple[int, int]:
-    return -(-hidden.shape[0] // TOKENS), -(-unembed.shape[0] // block)
+    return hidden.shape[0] // TOKENS, -(-unembed.shape[0] // block)
 
 
 def _slopes_kernel(
@@ -312,22 +326,23 @@ def _slopes_kernel(
     def compute():
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         mine = pl.ds(token_tile * TOKENS + warpgroup * 64, 64)
+        # Read before the product, which hides how long that takes.
+        log2_sum_exp, of_target, constant, of_mean = (_per_token(rows_ref.at[i, mine]) for i in range(4))
+        targets = _per_token(targets_ref.at[mine])
         logits = _logits(0, steps, warpgroup, *ring)
 
         def down(values: jax.Array) -> jax.Array:
             return lax.broadcast_in_dim(values, logits.shape, [0])
 
-        log2_sum_exp, of_target, constant, of_mean = (_per_token(rows_ref.at[i, mine]) for i in range(4))
         slopes = jnp.exp2(logits * LOG2_E - down(log2_sum_exp))
         slopes *= down(constant) + down(of_mean) * logits if plan.with_entropy else down(constant)
         columns = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA)
-        targets = _per_token(targets_ref.at[mine])
         slopes += jnp.where(columns == down(targets - tile * block), down(of_target), 0.0)
         out = out_smem.at[warpgroup]
         out[...] = slopes.astype(out_ref.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(out, out_ref.at[mine, pl.ds(tile * block, block)])
-        plgpu.wait_smem_to_gmem(0)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     @pl.when(warpgroup == WARPGROUPS)
     def fetch():

@@ -1,6 +1,6 @@
 """What token scoring returns, and how scores of parts of a vocabulary become scores of the whole."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -63,3 +63,35 @@ class Partial(NamedTuple):
         log_prob = jnp.where(inside, jnp.where(inside, self.target, 0) - self.log_sum_exp, jnp.nan)
         entropy = None if self.mean is None else self.log_sum_exp - self.mean
         return TokenScores(log_prob, self.log_sum_exp, self.target >= self.highest, entropy)
+
+
+class SlopeFactors(NamedTuple):
+    """What the derivatives by logits are made of; all float32 [T] or stacked chunks of it.
+
+    With p the softmax over the part: d log_sum_exp / d logit = p, and d mean / d logit = p (1 + logit - mean).
+
+    Attributes:
+      log_sum_exp: of the part's logits.
+      of_target: derivative of the loss by the target's logit.
+      constant: factor of p.
+      of_mean: factor of p times the logit.
+    """
+
+    log_sum_exp: jax.Array
+    of_target: jax.Array
+    constant: jax.Array
+    of_mean: jax.Array
+
+    @classmethod
+    def of(cls, partial: Partial, given: Partial) -> Self:
+        """From the forward pass's result and the loss's derivatives by it."""
+        if partial.mean is None or given.mean is None:
+            return cls(partial.log_sum_exp, given.target, given.log_sum_exp, jnp.zeros_like(given.target))
+        constant = given.log_sum_exp + given.mean * (1 - partial.mean)
+        return cls(partial.log_sum_exp, given.target, constant, given.mean)
+
+    def slopes(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """The loss's derivatives by logits [T, part], with targets counted from the part's first entry."""
+        log_sum_exp, of_target, constant, of_mean = (x[:, None] for x in self)
+        is_target = jnp.arange(logits.shape[1], dtype=jnp.int32) == targets[:, None]
+        return jnp.exp(logits - log_sum_exp) * (constant + of_mean * logits) + jnp.where(is_target, of_target, 0)

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dgr_kernels.mosaic_tpu import dot
-from dgr_kernels.token_scores.scores import Partial
+from dgr_kernels.mosaic_tpu import VMEM_BYTES, dot
+from dgr_kernels.token_scores.scores import Partial, SlopeFactors
 
 _Kind = Literal["hidden", "unembed", "row"]
-_VMEM_BYTES = 96 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +37,20 @@ class Blocks:
                 raise ValueError(f"blocks.{name} is {size!r}; it must be a multiple of 128")
 
 
-def choose_blocks(tokens: int, dimension: int, vocabulary: int) -> Blocks:
-    """Tiles of 512 x 512, or as many tokens as there are. Not tuned on hardware."""
-    del dimension
-    whole = lambda size: -(-size // 128) * 128  # noqa: E731
-    return Blocks(min(512, whole(tokens)), min(512, whole(vocabulary)))
+def choose_blocks(tokens: int, dimension: int, vocabulary: int, itemsize: int) -> Blocks:
+    """The largest square tile, of 512 at most, whose backward pass fits the memory of a core. Not tuned on hardware.
+
+    Raises:
+      NotImplementedError: not even the smallest tile fits.
+    """
+    for size in (512, 256, 128):
+        # A gradient in float32, and twice (one computed with, one on its way) two operands and the output.
+        if size * dimension * (4 + 6 * itemsize) + 16 * size**2 <= 0.8 * VMEM_BYTES:
+            most = [min(size, -(-length // 128) * 128) for length in (tokens, vocabulary)]
+            return Blocks(*most)
+    raise NotImplementedError(
+        f"rows of {dimension} numbers of {itemsize} bytes; a TPU core has no room for 128 of them"
+    )
 
 
 def partial_scores(
@@ -58,7 +66,7 @@ def partial_scores(
             f"hidden and unembed are {hidden.dtype} and {unembed.dtype}; the TPU kernel wants one of float32, bfloat16"
         )
     T = hidden.shape[0]
-    blocks = blocks or choose_blocks(hidden.shape[0], hidden.shape[1], unembed.shape[0])
+    blocks = blocks or choose_blocks(T, hidden.shape[1], unembed.shape[0], hidden.dtype.itemsize)
     more = -T % blocks.tokens
     rows = _scores(
         _Plan(unembed.shape[0], blocks, with_entropy),
@@ -68,6 +76,10 @@ def partial_scores(
     )
     rows = rows[:, :T]
     return Partial(rows[0], rows[1], jax.lax.stop_gradient(rows[2]), rows[3] if with_entropy else None)
+
+
+def _fields(plan: "_Plan", rows: jax.Array) -> Partial:
+    return Partial(rows[0], rows[1], rows[2], rows[3] if plan.with_entropy else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +92,7 @@ class _Plan:
 
 
 def _run(plan: _Plan, hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> jax.Array:
-    """Float32 [4, T]: the fields of `Partial`, the last one 0 where it was not asked for. T is whole tiles."""
+    """Float32 [4, T], T whole tiles: the fields of `Partial`; the last means nothing where it was not asked for."""
     rows = jax.ShapeDtypeStruct((4, hidden.shape[0]), jnp.float32)
     scratch = [(1, plan.blocks.tokens)] * 4
     return _call(_forward_kernel, plan, hidden, unembed, [targets], (rows, "row"), scratch, walk="unembed")
@@ -93,10 +105,7 @@ def _forward(plan, hidden, unembed, targets):
 
 def _backward(plan, kept, given):
     hidden, unembed, targets, out = kept
-    log_sum_exp, _, _, mean = out
-    of_log_sum_exp, of_target, _, of_mean = given
-    # d mean / d logit = p (1 + logit - mean); d log_sum_exp / d logit = p.
-    rows = jnp.stack([log_sum_exp, of_target, of_log_sum_exp + of_mean * (1 - mean), of_mean])
+    rows = jnp.stack(SlopeFactors.of(_fields(plan, out), _fields(plan, given)))
     bt, bv, D = plan.blocks.tokens, plan.blocks.vocabulary, hidden.shape[1]
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
     call = functools.partial(_call, plan=plan, hidden=hidden, unembed=unembed, rows=[targets, rows])
@@ -139,7 +148,7 @@ def _call(
         out_shape=output[0],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
     )(hidden, unembed, *rows)
 
