@@ -4,7 +4,9 @@ python benchmarks/attention.py            (small on a CPU, full size on an accel
 """
 
 import functools
+import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -21,7 +23,6 @@ flags.DEFINE_list("cases", ["causal", "packed", "group"], "Which of causal, pack
 flags.DEFINE_bool("backward", True, "Time the gradient too.")
 flags.DEFINE_string("output", None, "JSON file; benchmarks/results/attention_DEVICE.json by default.")
 FLAGS = flags.FLAGS
-OURS = {"cpu": ("reference", "chunked"), "gpu": ("chunked", "gpu"), "tpu": ("chunked", "tpu")}
 
 
 class Case(NamedTuple):
@@ -38,7 +39,7 @@ class Case(NamedTuple):
 
 def cases(small: bool) -> Iterator[Case]:
     """Of the size of Qwen3-8B or R1-Distill-Llama-8B, or small."""
-    N, K, H, T = (4, 2, 64, 512) if small else (32, 8, 128, 8192)
+    N, K, H, T = (4, 2, 64, 1024) if small else (32, 8, 128, 8192)
     heads = f"{N}/{K} heads of {H}"
     if "causal" in FLAGS.cases:
         yield Case(f"causal {T}, {heads}", Visibility.causal(1, T), N, K, H)
@@ -52,15 +53,12 @@ def cases(small: bool) -> Iterator[Case]:
 
 
 def packed_ids(T: int) -> np.ndarray:
-    """Segments of the lengths of STAR-1 under the Qwen3 tokenizer: log-normal, 388 tokens on average."""
-    rng = np.random.default_rng(0)
-    ids, filled, number = np.zeros(T, np.int32), 0, 0
-    while filled < T:
-        number += 1
-        stop = min(T, filled + max(16, int(rng.lognormal(5.9, 0.32))))
-        ids[filled:stop] = number
-        filled = stop
-    return ids
+    """As many traces of STAR-1 as T tokens hold, under the Qwen3 tokenizer; 0 is padding."""
+    lengths = json.loads((pathlib.Path(__file__).parent / "star1_lengths.json").read_text())["lengths"]
+    stops = np.cumsum(lengths)
+    whole = np.searchsorted(stops, T, side="right")
+    ids = np.repeat(np.arange(1, whole + 1, dtype=np.int32), lengths[:whole])
+    return np.pad(ids, (0, T - len(ids)))
 
 
 def draw(rng: np.random.Generator, *shapes: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, ...]:
@@ -76,24 +74,30 @@ def contenders(case: Case, dtype: jnp.dtype) -> Iterator[harness.Contender]:
     flops = 4.0 * H * N * count_tiles(case.visibility, 128, 128).pairs
     moved = jnp.dtype(dtype).itemsize * B * T * H * (2 * N + 2 * K)
 
-    def both_ways(name: str, call: Callable[..., jax.Array], inputs, backward: bool = True):
-        yield harness.contender(name, case.name, "forward", call, inputs, flops, moved)
+    def both_ways(name: str, call: Callable[..., jax.Array], inputs, backward: bool = True, question: str = "rows"):
+        yield harness.contender(name, case.name, "forward", call, inputs, flops, moved, question)
         if backward and FLAGS.backward:
             gradient = jax.grad(lambda *x: call(*x).astype(jnp.float32).sum(), (0, 1, 2))
-            yield harness.contender(name, case.name, "forward + backward", gradient, inputs, 3.5 * flops, 3 * moved)
+            yield harness.contender(
+                name, case.name, "forward + backward", gradient, inputs, 3.5 * flops, 3 * moved, question
+            )
 
-    for name in OURS[jax.default_backend()]:
-        # The lists belong to the batch, not to the layer: they are made outside of what is timed.
-        lists = prepare(case.visibility, keys=T, group=N // K, implementation=name)
+    for name in harness.OURS[jax.default_backend()]:
+        # The lists belong to the batch, not to the layer: made outside of what is timed, and shown by themselves.
+        make_lists = functools.partial(prepare, keys=T, group=N // K, implementation=name)
+        lists = make_lists(case.visibility)
+        if lists.tiles is not None:
+            yield harness.contender(f"{name}: lists", case.name, "prepare", make_lists, [(case.visibility,)], 0, 0)
         yield from both_ways(name, functools.partial(attention, visibility=lists, implementation=name), inputs)
     causal = case.segment_ids is None and case.continuations is None
     for rival in rivals.attention_rivals(case.visibility, case.segment_ids, causal):
-        yield from both_ways(rival.name, rival.call, inputs, rival.backward)
+        sets = [(*arrays, *rival.extra) for arrays in inputs]
+        yield from both_ways(rival.name, rival.call, sets, rival.backward)
     if case.continuations is not None:
         prefix, count, length = case.continuations
         shapes = [(count, prefix + length, heads, H) for heads in (N, K, K)]
         separate = [draw(rng, *shapes, dtype=dtype) for _ in range(harness.INPUT_SETS)]
-        yield from both_ways(f"{count} causal rows", rivals.cudnn_or_xla_rows, separate)
+        yield from both_ways(f"{count} causal rows", rivals.cudnn_or_xla_rows, separate, question="")
     torch = rivals.torch_attention() if causal else None
     if torch is not None:
         forward, both, wait = torch
@@ -113,8 +117,9 @@ def main(_: list[str]) -> None:
         everyone += contenders(case, dtype)
     harness.run(everyone, FLAGS.rounds)
     output = pathlib.Path(FLAGS.output) if FLAGS.output else harness.default_output("attention")
-    print(harness.report("Attention", everyone, OURS[jax.default_backend()], output))
+    print(harness.report("Attention", everyone, harness.OURS[jax.default_backend()], output))
     print(f"\nwritten to {output}")
+    sys.exit(harness.exit_status(everyone, harness.OURS[jax.default_backend()]))
 
 
 if __name__ == "__main__":

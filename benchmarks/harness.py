@@ -1,14 +1,16 @@
 """What the benchmarks share: contenders timed side by side, the device's roofs, a table and its JSON.
 
 Time is the slope of wall-clock time over the number of calls in flight, so that what a call costs the host, and the
-wait at the end, cancel. Every round times every contender, on fresh inputs of random non-zero numbers; medians over
-rounds are what is shown.
+wait at the end, cancel. Every round times every contender, cycling through several sets of random non-zero inputs;
+medians over rounds are what is shown. Contenders of one case get the same inputs, and how far their first result is
+from ours is shown too: who computes something else is no rival.
 """
 
 import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
 import shlex
 import statistics
@@ -17,13 +19,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants memory on the same card
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+OURS = {"cpu": ("reference", "chunked"), "gpu": ("chunked", "gpu"), "tpu": ("chunked", "tpu")}
+"""Implementations of ours that a device can run."""
 INPUT_SETS = 3
+TOLERANCE = 0.02
+"""Between contenders, relative to the largest value: bfloat16 has three digits."""
 _SECONDS_PER_ROUND = 0.2
+_COLUMNS = (
+    "case", "direction", "implementation", "ms", "TFLOP/s", "of matmul roof", "GB/s", "peak MiB", "difference",
+    "time / ours",
+)  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "torch", "tokamax")
 
 
@@ -41,6 +53,9 @@ class Contender:
       bytes: that a call must at least move.
       wait: blocks until a result is there.
       memory: peak bytes, where a compiler says.
+      question: results of the same one are compared; "" for none.
+      failure: why there is no time.
+      error: how far the result is from that of the first contender.
     """
 
     name: str
@@ -52,12 +67,17 @@ class Contender:
     bytes: float
     wait: Callable[[Any], object] = jax.block_until_ready
     memory: int | None = None
+    question: str = ""
     failure: str = ""
+    result: Any = None
+    error: float | None = None
     seconds: list[float] = dataclasses.field(default_factory=list)
     calls: int = 1
 
 
-def contender(name: str, case: str, direction: str, function: Callable[..., Any], inputs, flops, bytes) -> Contender:
+def contender(
+    name: str, case: str, direction: str, function: Callable[..., Any], inputs, flops, bytes, question: str = ""
+) -> Contender:
     """A JAX function, compiled; one that does not compile here is kept with its reason."""
     try:
         compiled = jax.jit(function).lower(*inputs[0]).compile()
@@ -67,30 +87,65 @@ def contender(name: str, case: str, direction: str, function: Callable[..., Any]
     peak = None
     if memory is not None:
         peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return Contender(name, case, direction, compiled, inputs, flops, bytes, memory=peak)
+    return Contender(name, case, direction, compiled, inputs, flops, bytes, memory=peak, question=question)
 
 
 def run(contenders: Sequence[Contender], rounds: int) -> None:
     """Times all of them, a round at a time."""
     for c in contenders:
-        try:
-            if not c.failure:
-                c.wait(c.call(*c.inputs[0]))
-                once = _timed(c, 1)
-                c.calls = max(1, min(200, int(_SECONDS_PER_ROUND / once)))
-        except Exception as error:
-            c.failure = _reason(error)
+        if not c.failure:
+            _guarded(c, _warm)
+    _compare(contenders)
     for _ in range(rounds):
         for c in contenders:
             if not c.failure:
-                c.seconds.append((_timed(c, 2 * c.calls) - _timed(c, c.calls)) / c.calls)
+                _guarded(c, _time)
+    for c in contenders:
+        if not c.failure and statistics.median(c.seconds) <= 0:
+            c.failure = "too noisy to time: more rounds, or a quieter machine"
 
 
-def _timed(c: Contender, calls: int) -> float:
+def exit_status(contenders: Sequence[Contender], ours: Sequence[str]) -> int:
+    """1 where one of our own implementations failed, or did not agree with the first of them."""
+    return int(any(c.name in ours and (c.failure or (c.error or 0) > TOLERANCE) for c in contenders))
+
+
+def _guarded(c: Contender, action: Callable[[Contender], object]) -> None:
+    try:
+        action(c)
+    except Exception as error:  # whatever the limits of a rival are, they belong in the table
+        c.failure = _reason(error)
+
+
+def _warm(c: Contender) -> None:
+    c.result = c.call(*c.inputs[0])
+    c.wait(c.result)
+    c.calls = max(1, min(200, int(_SECONDS_PER_ROUND / _calls(c, 1))))
+
+
+def _time(c: Contender) -> None:
+    c.seconds.append((_calls(c, 2 * c.calls) - _calls(c, c.calls)) / c.calls)
+
+
+def _calls(c: Contender, count: int) -> float:
+    """Seconds for so many calls."""
     start = time.perf_counter()
-    results = [c.call(*c.inputs[i % len(c.inputs)]) for i in range(calls)]
-    c.wait(results)
+    result = None
+    for i in range(count):
+        result = c.call(*c.inputs[i % len(c.inputs)])  # earlier ones are dropped: their memory is wanted
+    c.wait(result)
     return time.perf_counter() - start
+
+
+def _compare(contenders: Sequence[Contender]) -> None:
+    """Largest difference from the first contender with the same case, direction and question, by its largest value."""
+    first: dict[tuple[str, str, str], Any] = {}
+    for c in contenders:
+        if not c.failure and c.question:
+            found = [np.asarray(jnp.asarray(x, jnp.float32)) for x in jax.tree.leaves(c.result)]
+            expected = first.setdefault((c.case, c.direction, c.question), found)
+            c.error = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True))
+        c.result = None
 
 
 def _reason(error: Exception) -> str:
@@ -117,7 +172,8 @@ def report(title: str, contenders: Sequence[Contender], ours: Sequence[str], out
     Args:
       ours: names of our implementations: each other row shows its time as a multiple of the fastest of them.
     """
-    roof = max((c.flops / statistics.median(c.seconds) for c in contenders if c.name == "matmul"), default=0)
+    products = [c.flops / statistics.median(c.seconds) for c in contenders if c.name == "matmul" and not c.failure]
+    roof = max(products, default=0)
     rows = []
     for c in contenders:
         row: dict[str, Any] = {"case": c.case, "direction": c.direction, "implementation": c.name}
@@ -137,6 +193,7 @@ def report(title: str, contenders: Sequence[Contender], ours: Sequence[str], out
             "of_matmul_roof": c.flops / median / roof if roof else None,
             "gb_per_s": c.bytes / median / 1e9,
             "peak_mib": None if c.memory is None else c.memory / 2**20,
+            "difference": c.error,
             "times_ours": median / min(peers) if peers else None,
         }
         rows.append(row)
@@ -168,20 +225,20 @@ def _table(record: dict[str, Any]) -> str:
     lines = [
         f"{record['title']}: {record['device']}, {record['date']}, {versions}, `{record['command']}`",
         "",
-        "| case | direction | implementation | ms | TFLOP/s | of matmul roof | GB/s | peak MiB | time / ours |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for row in record["rows"]:
         head = f"| {row['case']} | {row['direction']} | {row['implementation']} |"
         if "failure" in row:
-            lines.append(f"{head} {row['failure']} | | | | | |")
+            lines.append(f"{head} {row['failure']} | | | | | | |")
             continue
         share = "" if row["of_matmul_roof"] is None else f"{row['of_matmul_roof']:.0%}"
         peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
         ratio = "" if row["times_ours"] is None else f"{row['times_ours']:.2f}"
-        lines.append(
-            f"{head} {row['ms']:.3f} | {row['tflops']:.3f} | {share} | {row['gb_per_s']:.1f} | {peak} | {ratio} |"
-        )
+        error = "" if row["difference"] is None else f"{row['difference']:.0e}"
+        cells = (f"{row['ms']:.3f}", f"{row['tflops']:.3f}", share, f"{row['gb_per_s']:.1f}", peak, error, ratio)
+        lines.append(f"{head} {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

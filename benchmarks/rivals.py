@@ -12,10 +12,16 @@ from dgr_kernels.attention import Visibility
 
 
 class Rival(NamedTuple):
-    """A function of (q, k, v) with q [B,T,N,H] and k, v [B,T,K,H]; `backward` where it has a gradient."""
+    """A function of (q, k, v, *extra) with q [B,T,N,H] and k, v [B,T,K,H].
+
+    Attributes:
+      extra: what belongs to the batch and is made outside of what is timed, as our lists are: a mask [B,1,T,T].
+      backward: whether it has a gradient.
+    """
 
     name: str
     call: Callable[..., jax.Array]
+    extra: tuple[Any, ...] = ()
     backward: bool = True
 
 
@@ -28,15 +34,14 @@ def attention_rivals(visibility: Visibility, segment_ids: jax.Array | None, caus
       causal: whether it is the plain causal triangle.
     """
     platform = jax.default_backend()
-    T = visibility.own_start.shape[1]
+    mask = visibility.mask(visibility.own_start.shape[1])[:, None]
 
-    def masked(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["xla", "cudnn"]) -> jax.Array:
-        mask = visibility.mask(T)[:, None]
+    def masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, implementation: Literal["xla", "cudnn"]):
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
-    yield Rival("XLA with a mask", functools.partial(masked, implementation="xla"))
+    yield Rival("XLA with a mask", functools.partial(masked, implementation="xla"), (mask,))
     if platform == "gpu":
-        yield Rival("cuDNN with a mask", functools.partial(masked, implementation="cudnn"))
+        yield Rival("cuDNN with a mask", functools.partial(masked, implementation="cudnn"), (mask,))
         if causal:
             cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
             yield Rival("cuDNN", cudnn)
@@ -45,7 +50,7 @@ def attention_rivals(visibility: Visibility, segment_ids: jax.Array | None, caus
         yield Rival("jax's TPU flash", functools.partial(_tpu_flash, segment_ids=segment_ids))
         yield Rival("jax's TPU splash", functools.partial(_tpu_splash, segment_ids=segment_ids))
     if importlib.util.find_spec("tokamax"):
-        yield Rival("tokamax", functools.partial(_tokamax_attention, visibility=visibility, causal=causal))
+        yield Rival("tokamax", _tokamax_attention, () if causal else (mask,))
 
 
 def cudnn_or_xla_rows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -92,11 +97,9 @@ def _tpu_splash(q: jax.Array, k: jax.Array, v: jax.Array, *, segment_ids: jax.Ar
     return out.transpose(0, 3, 1, 2, 4).reshape(out.shape[0], T, N, H)
 
 
-def _tokamax_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, visibility: Visibility, causal: bool) -> jax.Array:
+def _tokamax_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     tokamax = importlib.import_module("tokamax")
-    if causal:
-        return tokamax.dot_product_attention(q, k, v, is_causal=True)
-    return tokamax.dot_product_attention(q, k, v, mask=visibility.mask(q.shape[1])[:, None])
+    return tokamax.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None)
 
 
 def torch_attention() -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Any], object]] | None:

@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 
 import harness
@@ -24,7 +25,6 @@ flags.DEFINE_integer("vocabulary", None, "Entries; 151936 by default, 8000 on a 
 flags.DEFINE_bool("backward", True, "Time the gradient too.")
 flags.DEFINE_string("output", None, "JSON file; benchmarks/results/token_scores_DEVICE.json by default.")
 FLAGS = flags.FLAGS
-OURS = {"cpu": ("reference", "chunked"), "gpu": ("chunked", "gpu"), "tpu": ("chunked", "tpu")}
 
 
 def contenders(T: int, D: int, V: int, dtype: jnp.dtype) -> Iterator[harness.Contender]:
@@ -39,12 +39,12 @@ def contenders(T: int, D: int, V: int, dtype: jnp.dtype) -> Iterator[harness.Con
     moved = jnp.dtype(dtype).itemsize * D * (T + V)
 
     def both_ways(name: str, call: Callable[..., jax.Array]):
-        yield harness.contender(name, case, "forward", call, inputs, flops, moved)
+        yield harness.contender(name, case, "forward", call, inputs, flops, moved, "scores")
         if FLAGS.backward:
             gradient = jax.grad(lambda *x: call(*x).sum(), (0, 1))
-            yield harness.contender(name, case, "forward + backward", gradient, inputs, 3 * flops, 3 * moved)
+            yield harness.contender(name, case, "forward + backward", gradient, inputs, 3 * flops, 3 * moved, "scores")
 
-    for name in OURS[jax.default_backend()]:
+    for name in harness.OURS[jax.default_backend()]:
         score = functools.partial(token_scores, implementation=name)
         yield from both_ways(name, lambda *x, score=score: score(*x).log_prob)
     if jax.default_backend() != "cpu":
@@ -78,8 +78,9 @@ def main(_: list[str]) -> None:
         everyone += contenders(T, int(D), V, dtype)
     harness.run(everyone, FLAGS.rounds)
     output = pathlib.Path(FLAGS.output) if FLAGS.output else harness.default_output("token_scores")
-    print(harness.report("Token scores", everyone, OURS[jax.default_backend()], output))
+    print(harness.report("Token scores", everyone, harness.OURS[jax.default_backend()], output))
     print(f"\nwritten to {output}")
+    sys.exit(harness.exit_status(everyone, harness.OURS[jax.default_backend()]))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
         None,
         ["reference", "chunked", "tpu", "gpu"],
         "Of attention and token scores: two in XLA, and the hand-written kernels of a device. By default what was "
-        "measured to be fastest there, which so far is XLA.",
+        "measured to be fastest there, which so far is XLA. Decoding steps always use XLA.",
     ),
     "on_bad_row": lambda: flags.DEFINE_enum(
         "on_bad_row",

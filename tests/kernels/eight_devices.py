@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tests.kernels.cases import assert_mostly_close, draw_visibility
 
 MESH = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+_COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 PARTITION = Partition(MESH, ("data", "fsdp"), "tensor")
 
 
@@ -65,9 +66,7 @@ def collectives(program: str) -> list[tuple[str, int]]:
     """Name and elements of each array that devices send each other, in a compiled program."""
     found = []
     for line in program.splitlines():
-        match = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line
-        )
+        match = re.search(rf"= (.*?) ({_COLLECTIVES})(-start)?\(", line)
         if match:
             shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
             found += [(match[2], int(np.prod([int(n) for n in s.split(",") if n] or [1]))) for s in shapes]

@@ -185,9 +185,7 @@ def test_prepared_lists_are_what_is_walked(implementation):
 def test_lists_of_other_rows_are_refused():
     q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64)
     prepared = prepare(Visibility.causal(1, 200), keys=200, group=1, implementation="tpu")
-    other = dataclasses.replace(
-        prepared, own_start=Visibility.packed(jnp.ones((1, 200), jnp.int32).at[0, 90:].set(2)).own_start
-    )
+    other = dataclasses.replace(prepared, own_start=jnp.where(jnp.arange(200) < 90, 0, 90)[None])
     with pytest.raises(ValueError, match="prepared for other bounds; call `prepare` again"):
         attention(q, k, v, other, implementation="tpu")
     more = dataclasses.replace(Visibility.causal(2, 200), tiles=prepared.tiles)
