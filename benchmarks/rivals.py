@@ -147,8 +147,7 @@ def to_torch(x: jax.Array) -> Any:
 def _torch() -> Any:
     if importlib.util.find_spec("torch") is None or jax.default_backend() == "tpu":
         return None
-    import torch
-
+    torch: Any = importlib.import_module("torch")  # by name: the type checker runs where it is not installed
     return torch if jax.default_backend() == "cpu" or torch.cuda.is_available() else None
 
 
