@@ -84,7 +84,7 @@ def contenders(case: Case, dtype: jnp.dtype) -> Iterator[harness.Contender]:
 
     for name in harness.OURS[jax.default_backend()]:
         # The lists belong to the batch, not to the layer: made outside of what is timed, and shown by themselves.
-        make_lists = functools.partial(prepare, keys=T, group=N // K, implementation=name)
+        make_lists = functools.partial(prepare, keys=T, heads=(N, K), implementation=name)
         lists = make_lists(case.visibility)
         if lists.tiles is not None:
             yield harness.contender(f"{name}: lists", case.name, "prepare", make_lists, [(case.visibility,)], 0, 0)

@@ -49,7 +49,7 @@ def packed_row(length: int) -> tuple[Visibility, int]:
     """The first row that the scorer would make of the first 200 traces, and how many are in it."""
     chat = ChatFormat.from_pretrained(FLAGS.model)
     lengths = [len(chat.render(trace).token_ids) for trace in itertools.islice(iter_source(FLAGS.input), 200)]
-    members = best_fit(lengths, length)[0]
+    members = best_fit(lengths, (length,))[0].members
     ids = np.repeat(np.arange(1, 1 + len(members)), [lengths[i] for i in members])
     return Visibility.packed(jnp.asarray(np.pad(ids, (0, length - len(ids)))[None], jnp.int32)), len(members)
 

@@ -1,11 +1,15 @@
 """What the scripts call: read files, run one stage, write its directory with a manifest."""
 
+import collections
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from dgr_jax.chat import ChatFormat
 from dgr_jax.engine import Decoding, Engine
@@ -14,17 +18,20 @@ from dgr_jax.evaluation.judges import Judge
 from dgr_jax.evaluation.run import evaluate, summary_table
 from dgr_jax.evaluation.suites import Suite, load_suite
 from dgr_jax.hub import local_folder
-from dgr_jax.input_rows import InputRows
+from dgr_jax.input_rows import InputRows, record_left_out
 from dgr_jax.models import ModelConfig, from_pretrained, save_pretrained
 from dgr_jax.models.weights import default_dtype, read_config
 from dgr_jax.progress import Progress
-from dgr_jax.scoring import Scorer
+from dgr_jax.scoring import OnLong, Scorer, ScoringReport
 from dgr_jax.sft import SFTConfig, train, training_sequences
 from dgr_jax.sharding import mesh_or_none
-from dgr_jax.stage import Shards, Stage, check_local, fingerprint_model, fingerprint_rows, write_atomically
+from dgr_jax.shards import Shards
+from dgr_jax.stage import Stage, check_local, fingerprint_model, fingerprint_rows
+from dgr_jax.trace_stream import TraceStream
 from dgr_jax.traces import OnBadRow
 
-_SCORES_PER_SHARD = 1024
+_SUMS = ("n_tokens", "log_prob", "reasoning_tokens", "reasoning_log_prob", "answer_tokens", "answer_log_prob")
+"""Of a scores file: what adds up, by span."""
 
 
 def score(
@@ -38,10 +45,18 @@ def score(
     seed: int = 0,
     keep_tokens: bool = False,
     max_length: int = 32_768,
-    tokens_per_batch: int = 8192,
+    on_long: OnLong = "error",
+    tokens_per_batch: int | None = None,
+    share_prefixes: bool = True,
+    workers: int | None = None,
+    rows_per_shard: int = 1024,
     on_bad_row: OnBadRow = "error",
 ) -> str:
-    """Scores a file of traces into OUTPUT/scores.jsonl; resumes at the first shard that is not there.
+    """Scores a source of any length into the files of OUTPUT/scores; resumes at the shards that are not there.
+
+    Args:
+      workers: processes that tokenise; None for a few where an accelerator computes, and none where this CPU does.
+      rows_per_shard: traces that are planned together, and what a kill may cost.
 
     Returns:
       A summary for people.
@@ -49,46 +64,62 @@ def score(
     Raises:
       UserError: bad input, another run's output directory, an unwritable output.
     """
-    read = InputRows.read(source, on_bad_row=on_bad_row)
-    traces = read.traces
-    if not traces:
+    stream = TraceStream(source, on_bad_row)
+    if not stream.rows:
         raise UserError("there is nothing to score: the input has no rows")
     folder = _model_folder(model)
     stage = Stage.open(
         output,
         "score",
-        config={"keep_tokens": keep_tokens, "max_length": max_length, "dtype": dtype or default_dtype()},
-        inputs={"traces": fingerprint_rows(t.to_dict() for t in traces)},
+        config={
+            "keep_tokens": keep_tokens,
+            "max_length": max_length,
+            "on_long": on_long,
+            "rows_per_shard": rows_per_shard,
+            "dtype": dtype or default_dtype(),
+        },
+        inputs={"traces": stream.fingerprint},
         model=fingerprint_model(folder),
         seed=seed,
     )
-    scores = stage.folder / "scores.jsonl"
-    if not stage.finished:
-        device_mesh = mesh_or_none(mesh)
+    shards = Shards(stage.folder, stream.rows, rows_per_shard, "scores")
+    left = list(shards.differing(stage.manifest["shards"]) if stage.finished else shards.missing())
+    if left or not stage.finished:
         scorer = Scorer.from_pretrained(
             folder,
-            mesh=device_mesh,
+            mesh=mesh_or_none(mesh),
             dtype=dtype,
             implementation=implementation,
             tokens_per_batch=tokens_per_batch,
             max_length=max_length,
+            on_long=on_long,
+            share_prefixes=share_prefixes,
+            workers=_default_workers() if workers is None else workers,
+            window=rows_per_shard,
         )
-        shards = Shards(stage.folder, len(traces), _SCORES_PER_SHARD)
-        with Progress("score", len(traces)) as progress:
-            for rows in shards.missing():
-                part = [traces[i] for i in rows]
-                found = scorer.score(part, keep_tokens=keep_tokens, on_scored=progress.advance)
-                shards.write(rows, (s.to_dict() for s in found))
-        write_atomically(scores, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in shards.read()))
-        stage.finish(rows=len(traces), **read.left_out)
-        shards.remove()
-    rows = [json.loads(line) for line in scores.read_text().split("\n") if line]
-    lines = read.record(stage.folder)
-    for span in ("", "reasoning_", "answer_"):
-        tokens = sum(row[f"{span or 'n_'}tokens"] for row in rows)
-        nll = -sum(row[f"{span}log_prob"] for row in rows) / max(tokens, 1)
-        lines.append(f"{(span or 'response_')[:-1]:<10} {tokens:>10} tokens  {nll:8.4f} nats per token")
-    return "\n".join([f"{len(rows)} traces scored", *lines, f"scores: {scores}"])
+        with Progress("score", sum(map(len, left))) as progress:
+            scores = scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
+            for rows in left:
+                shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
+        stage.finish(
+            {"shards": shards.digests(), "throughput": scorer.report.to_dict()},
+            rows=stream.rows,
+            skipped=len(stream.bad_rows),
+        )
+    sums = collections.Counter[str]()
+    for row in shards.read():
+        sums.update({name: row[name] for name in _SUMS})
+    lines = record_left_out(stage.folder, stream.bad_rows)
+    for span, tokens, log_prob in zip(("response", "reasoning", "answer"), _SUMS[::2], _SUMS[1::2], strict=True):
+        nll = -sums[log_prob] / max(sums[tokens], 1)
+        lines.append(f"{span:<10} {sums[tokens]:>10} tokens  {nll:8.4f} nats per token")
+    lines.append(ScoringReport.from_dict(stage.manifest["throughput"]).summary())
+    return "\n".join([f"{stream.rows} traces scored", *lines, f"scores: {shards.folder}/*.jsonl"])
+
+
+def _default_workers() -> int:
+    """On a CPU all cores compute; an accelerator's host has most of them free."""
+    return 0 if jax.default_backend() == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
 
 def sft(

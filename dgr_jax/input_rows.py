@@ -51,11 +51,16 @@ class InputRows:
 
     def record(self, folder: epath.PathLike) -> list[str]:
         """Lists in FOLDER/left_out.txt what was left out, if anything was. Returns lines that say so in short."""
-        if not any(self.left_out.values()):
-            return []
-        lines = [self.bad_rows.summary()] if self.bad_rows else []
-        lines += [f"left out {len(self.excluded)} rows whose prompt is an evaluation prompt"] if self.excluded else []
-        place = epath.Path(folder) / "left_out.txt"
-        listed = [*self.bad_rows.messages, *(f"row {trace.id!r}: an evaluation prompt" for trace in self.excluded)]
-        write_atomically(place, "".join(line + "\n" for line in listed))
-        return [*lines, f"all of them: {place}"]
+        return record_left_out(folder, self.bad_rows, self.excluded)
+
+
+def record_left_out(folder: epath.PathLike, bad_rows: BadRows, excluded: Sequence[Trace] = ()) -> list[str]:
+    """Lists in FOLDER/left_out.txt rows that were left out, if any were. Returns lines that say so in short."""
+    if not bad_rows and not excluded:
+        return []
+    lines = [bad_rows.summary()] if bad_rows else []
+    lines += [f"left out {len(excluded)} rows whose prompt is an evaluation prompt"] if excluded else []
+    place = epath.Path(folder) / "left_out.txt"
+    listed = [*bad_rows.messages, *(f"row {trace.id!r}: an evaluation prompt" for trace in excluded)]
+    write_atomically(place, "".join(line + "\n" for line in listed))
+    return [*lines, f"all of them: {place}"]

@@ -20,7 +20,8 @@ from dgr_jax.filters import ACCEPTED, REJECT_REASONS, RewriteFilter
 from dgr_jax.progress import Progress
 from dgr_jax.refine_prompt import render_request
 from dgr_jax.scoring import Scorer
-from dgr_jax.stage import Shards, Stage, fingerprint_rows, write_atomically, write_json
+from dgr_jax.shards import Shards
+from dgr_jax.stage import Stage, fingerprint_rows, write_atomically, write_json
 from dgr_jax.traces import Trace, write_traces
 
 _EXAMPLES_PER_REASON = 3

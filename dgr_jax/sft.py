@@ -25,9 +25,9 @@ from dgr_jax.checkpoints import CheckpointStore
 from dgr_jax.errors import UserError
 from dgr_jax.metrics import MetricsWriter
 from dgr_jax.models import Decoder
-from dgr_jax.packing import PackedRows, TokenSequence, best_fit, fill_rows, most_targets
+from dgr_jax.packing import PackedRows, Row, TokenSequence, fill_rows, lay_out, most_targets
 from dgr_jax.progress import Progress
-from dgr_jax.scoring import response_sequence, target_log_probs
+from dgr_jax.scoring import response_sequence, target_scores
 from dgr_jax.sharding import batch_sharding, data_parallelism
 from dgr_jax.traces import Trace
 
@@ -167,7 +167,7 @@ class BatchPlan:
         split = self._config.accumulation
         return jax.tree.map(lambda x: x.reshape(split, -1, *x.shape[1:]), rows)
 
-    def _layout(self, step: int) -> tuple[list[TokenSequence], list[list[int]]]:
+    def _layout(self, step: int) -> tuple[list[TokenSequence], list[Row]]:
         size, count = self._config.batch_size, len(self._sequences)
         members = []
         for position in range(step * size, (step + 1) * size):
@@ -175,7 +175,7 @@ class BatchPlan:
             if epoch not in self._permutations:
                 self._permutations[epoch] = np.random.default_rng((self._config.seed, epoch)).permutation(count)
             members.append(self._sequences[self._permutations[epoch][offset]])
-        return members, best_fit([len(m.token_ids) for m in members], self._config.row_length)
+        return members, lay_out(members, (self._config.row_length,))
 
 
 def learning_rate(config: SFTConfig, step: int, steps: int) -> float:
@@ -205,7 +205,7 @@ def _optimizer(betas: tuple[float, float], weight_decay: float, clip_norm: float
 
 def loss_sum(model: Decoder, rows: PackedRows, *, remat: str = "none") -> jax.Array:
     """Sum of -log p over the targets of some rows, float32, in nats."""
-    return -jnp.sum(target_log_probs(model, rows, remat=remat == "full") * rows.weights)
+    return -jnp.sum(target_scores(model, rows, remat=remat == "full").log_prob * rows.weights)
 
 
 @functools.partial(

@@ -23,6 +23,7 @@ from dgr_jax.traces import (
     BadRows,
     OnBadRow,
     RawRow,
+    SeenIds,
     Trace,
     convert_rows,
     iter_traces,
@@ -74,7 +75,9 @@ def load_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
     return list(iter_source(spec, on_bad_row, bad_rows))
 
 
-def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None) -> Iterator[Trace]:
+def iter_source(
+    spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None, seen: SeenIds | None = None
+) -> Iterator[Trace]:
     """Streams the traces that a spec names.
 
     Args:
@@ -88,7 +91,7 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
           free-form
           objects: an empty `label` or `system` is an absent one, `meta` is a JSON string.
         The last three and hub ids may end in "@SPLIT", by default "@train" ("@train[:100]" works too).
-      on_bad_row, bad_rows: see `dgr_jax.traces.iter_traces`.
+      on_bad_row, bad_rows, seen: see `dgr_jax.traces.iter_traces`.
 
     Raises:
       UserError: an unknown source, rows that cannot be had, or a bad row.
@@ -97,12 +100,12 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
     if name in ADAPTERS and (place or not colon):
         adapter = ADAPTERS[name]
         rows = _published_rows(place or adapter.hub_id)
-        return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows)
+        return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows, seen)
     if name in _READERS and place:
-        return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows)
+        return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows, seen)
     file, suffixes = (place, (f".{name}",)) if name in _FILES else (spec, _SUFFIXES)
     if epath.Path(file).suffix in suffixes:
-        return iter_traces(file, on_bad_row, bad_rows)
+        return iter_traces(file, on_bad_row, bad_rows, seen)
     raise UserError(
         f"source {spec!r} is not known; give a .jsonl or .parquet file of traces, or NAME:PLACE with one of "
         f"{', '.join([*ADAPTERS, *_FILES, *_READERS])}"

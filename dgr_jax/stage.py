@@ -1,7 +1,7 @@
 """A stage: a pure function of (config, inputs, model) to a directory, with a manifest and exact resume.
 
 `Stage.open` compares what is asked with what the directory's manifest says was asked before, and refuses to mix the
-two. `Shards` keeps a stage's rows in files that are whole or absent, so that a kill costs at most one shard.
+two.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from etils import epath
@@ -32,8 +32,11 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(file)
+        try:
+            partial.write_text(text)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}; give a writable --output") from error
 
@@ -153,9 +156,15 @@ class Stage:
         write_json(file, manifest)
         return cls(path, False, manifest)
 
-    def finish(self, **counts: Any) -> None:
-        """Marks the directory whole and records counts and seconds (of this process; a resume counts its own)."""
-        self.manifest |= {"counts": counts, "seconds": round(time.monotonic() - self._begin, 1), "finished": True}
+    def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
+        """Marks the directory whole and records counts and seconds (of this process; a resume counts its own).
+
+        Args:
+          details: more entries for the manifest.
+          counts: what the inputs decide.
+        """
+        seconds = round(time.monotonic() - self._begin, 1)
+        self.manifest |= {**(details or {}), "counts": counts, "seconds": seconds, "finished": True}
         write_json(self.folder / MANIFEST, self.manifest)
         self.finished = True
 
@@ -176,40 +185,3 @@ def _first_difference(name: str, before: Any, now: Any) -> str:
             if before.get(key) != now.get(key):
                 return _first_difference(f"{name}.{key}", before.get(key), now.get(key))
     return f"{name} was {json.dumps(before)} and is now {json.dumps(now)}"
-
-
-class Shards:
-    """Rows of a stage in numbered files of equal size; each file is whole or absent.
-
-    Row i belongs to shard i // size whatever happens, so a resumed run knows what is left by looking at names.
-    """
-
-    def __init__(self, folder: epath.Path, total: int, size: int):
-        self._folder, self.total, self.size = folder / "parts", total, size
-
-    def missing(self) -> Iterator[range]:
-        """Row ranges that are still to be done, in order."""
-        present = {f.name for f in self._folder.iterdir()} if self._folder.exists() else set()
-        for start in range(0, self.total, self.size):
-            if self._name(start) not in present:
-                yield range(start, min(start + self.size, self.total))
-
-    def write(self, rows: range, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes one shard."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        assert len(lines) == len(rows), "a shard holds one record for each of its rows"
-        write_atomically(self._folder / self._name(rows.start), "".join(lines))
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """All records in row order; every shard must be there."""
-        for start in range(0, self.total, self.size):
-            for line in (self._folder / self._name(start)).read_text().removesuffix("\n").split("\n"):
-                yield json.loads(line)
-
-    def remove(self) -> None:
-        """Drops the shards, once their rows are in the stage's final file."""
-        if self._folder.exists():
-            self._folder.rmtree()
-
-    def _name(self, start: int) -> str:
-        return f"{start // self.size:06d}.jsonl"

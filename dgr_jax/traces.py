@@ -127,12 +127,27 @@ class BadRows:
         return "\n  ".join(lines + [f"... and {len(self) - most} more"] * (len(self) > most))
 
 
+class SeenIds:
+    """Where each id was first used. Memory grows with the rows; `dgr_jax.trace_stream` has one whose does not."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+
+    def earlier(self, id: str, where: str) -> str | None:
+        """Notes an id that is used at `where`; the place where it was used before, if it was."""
+        first = self._places.setdefault(id, where)
+        return None if first == where else first
+
+
 RawRow = tuple[str, Mapping[str, Any] | UserError]
 """Where a row stands, and either its fields or why they could not be read."""
 
 
 def iter_traces(
-    path: epath.PathLike, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None
+    path: epath.PathLike,
+    on_bad_row: OnBadRow = "error",
+    bad_rows: BadRows | None = None,
+    seen: SeenIds | None = None,
 ) -> Iterator[Trace]:
     """Streams the traces of a .jsonl or .parquet file, local or gs://.
 
@@ -140,12 +155,13 @@ def iter_traces(
       path: the file.
       on_bad_row: "error" raises at the first bad row; "skip" leaves it out.
       bad_rows: collects the skipped rows; without it each is logged as a warning.
+      seen: ids that are used already; by default none.
 
     Raises:
       UserError: the file cannot be read (whatever `on_bad_row` is), or has a bad row.
     """
     convert = trace_from_columns if epath.Path(path).suffix == ".parquet" else Trace.from_dict
-    yield from convert_rows(raw_rows(path), convert, on_bad_row, bad_rows)
+    yield from convert_rows(raw_rows(path), convert, on_bad_row, bad_rows, seen)
 
 
 def read_traces(path: epath.PathLike, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None) -> list[Trace]:
@@ -171,27 +187,26 @@ def convert_rows(
     convert: Callable[[Mapping[str, Any], str], Trace],
     on_bad_row: OnBadRow = "error",
     bad_rows: BadRows | None = None,
+    seen: SeenIds | None = None,
 ) -> Iterator[Trace]:
     """Raw rows -> traces with unique ids; what `on_bad_row` means is decided here and nowhere else."""
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"--on_bad_row: found {on_bad_row!r}, allowed 'error' or 'skip'")
-    first_seen: dict[str, str] = {}
+    seen = seen or SeenIds()
     for where, row in rows:
         try:
             if isinstance(row, UserError):
                 raise row
             trace = convert(row, where)
-            if trace.id in first_seen:
+            if place := seen.earlier(trace.id, where):
                 raise UserError(
-                    f"{where}: field 'id': {_shown(trace.id)} was already used at {first_seen[trace.id]}, "
-                    "and ids are unique"
+                    f"{where}: field 'id': {_shown(trace.id)} was already used at {place}, and ids are unique"
                 )
         except UserError as error:
             if on_bad_row == "error":
                 raise UserError(f"{error}; mend the row, or pass --on_bad_row=skip") from error
             _note(str(error), bad_rows)
             continue
-        first_seen[trace.id] = where
         yield trace
 
 

@@ -32,7 +32,8 @@ FLAGS = {
     "evaluate": COMMON - {"input", "on_bad_row"} | {"suite", "judge", "engine", "temperature", "max_new_tokens"},
     "refine": COMMON
     | {"exclude", "template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
-    "score": COMMON | {"token_scores", "max_length", "tokens_per_batch"},
+    "score": COMMON
+    | {"token_scores", "max_length", "on_long", "tokens_per_batch", "share_prefixes", "workers", "rows_per_shard"},
     "sft": COMMON | {"config", "exclude"},
     "show": {"model", "input", "on_bad_row", "limit"},
     "study": {"output", "config"},
@@ -130,7 +131,7 @@ def scored(tmp_path_factory, random_model, rows_and_a_bad_one):
 def test_score_writes_a_record_per_trace(scored, rows_and_a_bad_one):
     output, _, done = scored
     assert (done.returncode, done.stderr) == (0, "")
-    records = lines_of(output / "scores.jsonl")
+    records = lines_of(output / "scores" / "000000.jsonl")
     assert [r["id"] for r in records] == [t.id for t in TRACES]
     for r in records:
         assert list(r) == [
@@ -152,7 +153,9 @@ def test_score_writes_a_record_per_trace(scored, rows_and_a_bad_one):
     tokens = sum(r["n_tokens"] for r in records)
     mean = -sum(r["log_prob"] for r in records) / tokens
     assert said[4].split() == ["response", str(tokens), "tokens", f"{mean:.4f}", "nats", "per", "token"]
-    assert said[-2] == f"scores: {output}/scores.jsonl"
+    assert said[-2] == f"scores: {output}/scores/*.jsonl"
+    assert re.fullmatch(r"\d+ tokens at \d+ per second; shared prefixes saved .*% of them; .*% padding", said[7])
+    assert re.fullmatch(r"\d+ programs compiled in .* s; device busy .*% of the remaining time", said[8])
 
 
 def test_score_again_says_the_same_and_touches_nothing(scored):
@@ -168,36 +171,6 @@ def test_score_again_says_the_same_and_touches_nothing(scored):
         "choose another --output, or delete this one to start again\n"
     )
     assert files_in(output) == before
-
-
-def test_a_stopped_score_goes_on_where_it_stopped(tmp_path, scored, random_model, rows, monkeypatch):
-    monkeypatch.setattr(commands, "_SCORES_PER_SHARD", 2)
-    asked: list[str] = []
-    score = Scorer.score
-
-    def stop_at_row_2(self: Scorer, traces: Sequence[Trace], **options: Any) -> Iterator[Any]:
-        asked.extend(t.id for t in traces)
-        if "row 2" in asked:
-            raise KeyboardInterrupt
-        return score(self, traces, **options)
-
-    def run() -> str:
-        output = str(tmp_path / "scores")
-        return commands.score(model=str(random_model), source=str(rows), output=output, tokens_per_batch=512)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "score", stop_at_row_2)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    assert sorted(files_in(tmp_path / "scores")) == ["manifest.json", "parts/000000.jsonl"]
-    asked.clear()
-    monkeypatch.setattr(Scorer, "score", lambda *a, **k: asked.extend(t.id for t in a[1]) or score(*a, **k))
-    assert run().startswith("4 traces scored\nresponse")
-    assert asked == ["row 2", "row 3"] and sorted(files_in(tmp_path / "scores")) == ["manifest.json", "scores.jsonl"]
-    found, expected = lines_of(tmp_path / "scores" / "scores.jsonl"), lines_of(scored[0] / "scores.jsonl")
-    for a, b in zip(found, expected, strict=True):
-        assert a == pytest.approx({name: b[name] for name in a}, abs=1e-5 * b["n_tokens"])
-        assert "token_log_probs" not in a
 
 
 def test_refine_accounts_for_every_row(tmp_path, random_model, rows):
@@ -435,7 +408,7 @@ def test_a_bad_model_is_named(tmp_path, random_model, rows, stage: str, kind: st
 
 @pytest.mark.parametrize(("stage", "limit"), [("score", "max_length"), ("sft", "row_length")])
 def test_a_trace_that_is_too_long_is_named(tmp_path, random_model, rows, stage: str, limit: str):
-    with pytest.raises(UserError, match=rf"trace 'row 0' has \d+ tokens, more than --\S*{limit}=20; raise it, or"):
+    with pytest.raises(UserError, match=rf"trace 'row 0' has \d+ tokens, more than --\S*{limit}=20; raise it, "):
         STAGES[stage](random_model, rows, tmp_path / "run", **{limit: 20})
     assert files_in(tmp_path / "run").keys() <= {"manifest.json"}
 

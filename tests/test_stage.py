@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 from etils import epath
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dgr_jax import stage
 from dgr_jax.errors import UserError
 from dgr_jax.stage import (
-    Shards,
     Stage,
     fingerprint_file,
     fingerprint_model,
@@ -166,62 +163,6 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path: pathlib.Path, monkeypatch
     with pytest.raises(UserError, match=r"cannot write .*x\.json: No space left on device"):
         write_json(file, "new")
     assert json.loads(file.read_text()) == "old"
-
-
-def record(row: int) -> dict[str, Any]:
-    return {"id": row, "text": "one\u2028two\n☃"}
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(total=st.integers(0, 23), size=st.integers(1, 7), data=st.data())
-def test_what_is_missing_is_what_is_not_there(tmp_path: pathlib.Path, total: int, size: int, data: st.DataObject):
-    folder = epath.Path(tmp_path) / "run"
-    if folder.exists():
-        folder.rmtree()
-    every = list(Shards(folder, total, size).missing())
-    assert [row for rows in every for row in rows] == list(range(total))
-    present = data.draw(st.sets(st.sampled_from(range(len(every)))) if every else st.just(set()))
-    shards = Shards(folder, total, size)
-    for number in sorted(present):
-        shards.write(every[number], map(record, every[number]))
-
-    resumed = Shards(folder, total, size)
-    left = list(resumed.missing())
-    assert left == [rows for number, rows in enumerate(every) if number not in present]
-    for rows in left:
-        resumed.write(rows, map(record, rows))
-    assert list(resumed.missing()) == [] and list(resumed.read()) == [record(row) for row in range(total)]
-    resumed.remove()
-    resumed.remove()
-    assert not (folder / "parts").exists() and list(resumed.missing()) == every
-
-
-def test_missing_ranges_can_be_written_while_they_are_listed(tmp_path: pathlib.Path):
-    shards = Shards(epath.Path(tmp_path), 5, 2)
-    for rows in shards.missing():
-        shards.write(rows, map(record, rows))
-    assert [r["id"] for r in shards.read()] == [0, 1, 2, 3, 4]
-
-
-def test_partial_shards_are_ignored(tmp_path: pathlib.Path):
-    shards = Shards(epath.Path(tmp_path), 4, 2)
-    shards.write(range(2), map(record, range(2)))
-    (tmp_path / "parts" / ".000001.jsonl.123.partial").write_text('{"id": 2}\n{"id"')
-    assert list(shards.missing()) == [range(2, 4)]
-    shards.write(range(2, 4), map(record, range(2, 4)))
-    assert [r["id"] for r in shards.read()] == [0, 1, 2, 3]
-
-
-def test_a_shard_is_not_written_when_its_rows_fail(tmp_path: pathlib.Path):
-    shards = Shards(epath.Path(tmp_path), 2, 2)
-
-    def rows():
-        yield record(0)
-        raise UserError("row 1 is bad")
-
-    with pytest.raises(UserError):
-        shards.write(range(2), rows())
-    assert list(shards.missing()) == [range(2)] and list(tmp_path.iterdir()) == []
 
 
 def test_a_model_is_known_by_every_file_of_it(tmp_path: pathlib.Path, random_model: pathlib.Path):

@@ -15,7 +15,8 @@ from dgr_jax.evaluation.graders import grade_math, grade_number
 from dgr_jax.evaluation.intervals import proportion
 from dgr_jax.evaluation.judges import Judge
 from dgr_jax.evaluation.suites import Item, Suite
-from dgr_jax.stage import Shards, write_atomically, write_json
+from dgr_jax.shards import Shards
+from dgr_jax.stage import write_atomically, write_json
 
 _ANSWERS_PER_SHARD = 2048
 

@@ -169,7 +169,7 @@ class Decoder(nnx.Module):
         return prepare(
             visibility,
             keys=visibility.own_start.shape[1],
-            group=self.config.num_heads // self.config.num_kv_heads,
+            heads=(self.config.num_heads, self.config.num_kv_heads),
             implementation=self.implementation,
             partition=self.partition,
         )

@@ -10,8 +10,11 @@ IMPLEMENTATIONS = ("reference", "chunked", "tpu", "gpu")
 KERNELS = ("tpu", "gpu")
 """Those that are written by hand, each for one kind of device."""
 
+OTHERS = {"attention": ("tiled",), "token_scores": ()}
+"""What one operation has beside them."""
 
-def block_options(implementation: str | None, blocks: Any) -> dict[str, Any]:
+
+def block_options(implementation: str | None, blocks: Any, takers: Sequence[str] = KERNELS) -> dict[str, Any]:
     """Keyword arguments of an implementation.
 
     Raises:
@@ -19,8 +22,8 @@ def block_options(implementation: str | None, blocks: Any) -> dict[str, Any]:
     """
     if blocks is None:
         return {}
-    if implementation not in KERNELS:
-        raise ValueError(f"blocks is {blocks}, and implementation {implementation}; name one of {', '.join(KERNELS)}")
+    if implementation not in takers:
+        raise ValueError(f"blocks is {blocks}, and implementation {implementation}; name one of {', '.join(takers)}")
     return {"blocks": blocks}
 
 
@@ -36,8 +39,8 @@ def dispatch(
       NotImplementedError: the named one, or every default one, cannot serve the arguments; reasons are in the message.
     """
     if named is not None:
-        if named not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation is {named!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
+        if named not in (known := IMPLEMENTATIONS + OTHERS[operation]):
+            raise ValueError(f"implementation is {named!r}; choose one of {', '.join(known)}")
         return getattr(load(operation, named), function)(*args, **kwargs)
     reasons = []
     for name in default:

@@ -10,6 +10,8 @@ from benchmarks.targets import DEVICES, IMPLEMENTATION, MODELS, TPUS, attention_
 
 pytestmark = pytest.mark.hardware
 LENGTHS = (4096, 32_768)
+LOGITS_PER_TEMPORARY = {4096: 5, 32_768: 14}
+"""How many times the logits are as large as what the GPU kernel's gradient keeps in their place; TPUs keep nothing."""
 
 
 def temporary_bytes(program) -> int:
@@ -33,7 +35,7 @@ def test_attention_compiles_in_linear_memory(model, length, device):
 def test_token_scores_compile_without_logits(model, tokens, device):
     shapes = MODELS[model]
     program = token_scores_program(device, shapes, tokens, IMPLEMENTATION[device], gradient=True)
-    assert temporary_bytes(program) < 4 * tokens * shapes.V / 7
+    assert temporary_bytes(program) < 4 * tokens * shapes.V / LOGITS_PER_TEMPORARY[tokens]
 
 
 @pytest.mark.parametrize("device", TPUS)

@@ -26,7 +26,7 @@ def attend(implementation: str, partition: Partition | None):
 
     @jax.jit
     def run(q, k, v, visibility):
-        lists = prepare(visibility, keys=T, group=N // K, implementation=implementation, partition=partition)
+        lists = prepare(visibility, keys=T, heads=(N, K), implementation=implementation, partition=partition)
 
         def loss(q, k, v):
             out, log_sum_exp = attention(
@@ -95,7 +95,7 @@ def main() -> None:
             travelling = [size for name, size in collectives(program)]
             assert travelling and max(travelling) <= 151 * 32, collectives(program)
             assert sorted(travelling)[-2] <= 16 * 32, collectives(program)
-    lists = prepare(draw_visibility(np.random.default_rng(0), "packed", 4, 150), keys=150, group=2,
+    lists = prepare(draw_visibility(np.random.default_rng(0), "packed", 4, 150), keys=150, heads=(4, 2),
                     implementation="tpu", partition=PARTITION)  # fmt: skip
     assert lists.tiles is not None and lists.tiles.bounds.shape == (4, 4, 256), lists.tiles
     print("as on one device")

@@ -20,9 +20,10 @@ from tests.kernels.cases import (
 )  # fmt: skip
 from tests.kernels.interpreters import simulated
 
-XLA = ("reference", "chunked")
-KERNELS = ("tpu", "gpu")
-DTYPE = {"reference": jnp.float32, "chunked": jnp.float32, "tpu": jnp.float32, "gpu": jnp.bfloat16}
+XLA = ("reference", "chunked", "tiled")
+WALKERS = ("tiled", "tpu", "gpu")
+"""Of lists of tiles."""
+DTYPE = dict.fromkeys((*XLA, "tpu"), jnp.float32) | {"gpu": jnp.bfloat16}
 TOLERANCE = {jnp.float32: dict(most=2e-6, all_within=1e-5), jnp.bfloat16: dict(most=5e-3, all_within=1e-2)}
 """bfloat16 has 8 bits: outputs and gradients are rounded to 4e-3, weights and slopes are before they are multiplied."""
 
@@ -69,10 +70,11 @@ def test_xla_matches_float64_with_gradients(implementation, seed, kind, T, more,
     check(implementation, seed, kind, 2, T, S, *heads, 8)
 
 
+@pytest.mark.parametrize("implementation", ["chunked", "tiled"])
 @pytest.mark.parametrize("kind", ["packed", "grouped", "arbitrary"])
-def test_chunks_match_float64_with_gradients(kind):
-    """More keys than a chunk holds."""
-    check("chunked", 0, kind, 1, 700, 700, 2, 1, 16)
+def test_chunks_and_tiles_match_float64_with_gradients(implementation, kind):
+    """More keys than one of them holds."""
+    check(implementation, 0, kind, 2, 700, 700 + 50 * (kind == "arbitrary"), 2, 1, 16)
 
 
 @pytest.mark.parametrize("implementation", XLA)
@@ -115,7 +117,7 @@ def test_gpu_kernels_match_float64(seed, kind, T, more, heads, H):
     check("gpu", seed, kind, 1, T, T + more, *heads, H)
 
 
-@pytest.mark.parametrize("implementation", XLA + KERNELS)
+@pytest.mark.parametrize("implementation", ("reference", "chunked", *WALKERS))
 def test_nothing_leaks(implementation):
     """Changing a token leaves every bit of the outputs of those who may not see it, and changes the others."""
     T, H = 200, 64
@@ -133,7 +135,7 @@ def test_nothing_leaks(implementation):
             assert changed[s]
 
 
-@pytest.mark.parametrize("implementation", XLA + KERNELS)
+@pytest.mark.parametrize("implementation", ("reference", "chunked", *WALKERS))
 def test_queries_that_see_nothing_are_zero_with_zero_gradients(implementation):
     """A whole tile of them, and a few in a tile where others see."""
     T = 200
@@ -151,23 +153,25 @@ def test_queries_that_see_nothing_are_zero_with_zero_gradients(implementation):
     assert np.all(out[0, ~blind]) and np.all(np.isfinite(jnp.stack([dk, dv]).astype(jnp.float32)))
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", WALKERS)
 def test_prepared_lists_change_nothing(implementation):
     q, k, v = draw_inputs(3, 1, 200, 200, 2, 1, 64, DTYPE[implementation])
     visibility = draw_visibility(np.random.default_rng(3), "grouped", 1, 200)
-    prepared = prepare(visibility, keys=200, group=2, implementation=implementation)
+    prepared = prepare(visibility, keys=200, heads=(2, 1), implementation=implementation)
     assert prepared.tiles is not None
     with simulated(implementation):
         a, b = (attention(q, k, v, x, implementation=implementation) for x in (visibility, prepared))
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", WALKERS)
 def test_prepared_lists_are_what_is_walked(implementation):
     """With a key tile taken off the list, what its keys would have added is missing."""
     q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64, DTYPE[implementation])
     blocks = Blocks(128, 128)
-    visibility = prepare(Visibility.causal(1, 200), keys=200, group=1, implementation=implementation, blocks=blocks)
+    visibility = prepare(
+        Visibility.causal(1, 200), keys=200, heads=(1, 1), implementation=implementation, blocks=blocks
+    )
     tiles = visibility.tiles
     assert tiles is not None and int(tiles.by_query.starts[-1]) == 3
     # The last query tile's first step now shows the same key tile as its second.
@@ -184,7 +188,7 @@ def test_prepared_lists_are_what_is_walked(implementation):
 
 def test_lists_of_other_rows_are_refused():
     q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64)
-    prepared = prepare(Visibility.causal(1, 200), keys=200, group=1, implementation="tpu")
+    prepared = prepare(Visibility.causal(1, 200), keys=200, heads=(1, 1), implementation="tpu")
     other = dataclasses.replace(prepared, own_start=jnp.where(jnp.arange(200) < 90, 0, 90)[None])
     with pytest.raises(ValueError, match="prepared for other bounds; call `prepare` again"):
         attention(q, k, v, other, implementation="tpu")
@@ -195,8 +199,8 @@ def test_lists_of_other_rows_are_refused():
 
 def test_xla_needs_no_lists():
     visibility = Visibility.causal(1, 4)
-    assert prepare(visibility, keys=4, group=1) is visibility
-    assert prepare(visibility, keys=4, group=1, implementation="chunked") is visibility
+    assert prepare(visibility, keys=4, heads=(1, 1)) is visibility
+    assert prepare(visibility, keys=4, heads=(1, 1), implementation="chunked") is visibility
 
 
 def test_a_cache_slot_query_equals_the_whole_sequence():

@@ -113,7 +113,7 @@ def test_eight_continuations_of_a_prefix_skip_what_is_invisible(blocks):
 def test_packed_star1_skips_what_is_invisible():
     """STAR-1 as scoring packs it, with the Qwen3 tokenizer, in rows of 8,192."""
     lengths = json.loads(STAR1_LENGTHS.read_text())["lengths"]
-    rows = best_fit(lengths, 8192)
+    rows = [row.members for row in best_fit(lengths, (8192,))]
     ids = np.zeros((len(rows), 8192), np.int32)
     for row, members in enumerate(rows):
         stop = sum(lengths[i] for i in members)

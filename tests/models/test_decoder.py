@@ -9,7 +9,7 @@ from dgr_kernels.attention import Visibility
 from dgr_jax.models import Decoder, KVCache, Llama3Scaling, ModelConfig, init_model
 from dgr_jax.models.decoder import inverse_frequencies
 from dgr_jax.models.parameters import parameter_specs
-from dgr_jax.packing import TokenSequence, fill_rows
+from dgr_jax.packing import TokenSequence, fill_rows, lay_out
 from dgr_jax.sft import loss_sum
 from tests.kernels.cases import assert_mostly_close
 from tests.kernels.interpreters import simulated
@@ -118,7 +118,7 @@ def test_parameter_counts_of_the_target_models(config, count):
 def packed_rows():
     rng = np.random.default_rng(0)
     sequences = [TokenSequence(rng.integers(0, 200, n).astype(np.int32), np.arange(n) >= 3) for n in (40, 70, 25)]
-    rows, _ = fill_rows(sequences, [[0, 1], [2]], (2, 128, 128))
+    rows, _ = fill_rows(sequences, lay_out(sequences, (128,)), (2, 128, 128))
     return jax.tree.map(jnp.asarray, rows)
 
 

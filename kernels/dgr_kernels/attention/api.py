@@ -11,8 +11,12 @@ from dgr_kernels.attention.visibility import Visibility
 from dgr_kernels.dispatch import KERNELS, block_options, dispatch, load
 from dgr_kernels.partition import Partition
 
-LONGEST_PLAIN = 1024
+LONGEST_PLAIN = 512
 """Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
+_TILED = (*KERNELS, "tiled")
+"""Implementations that walk lists of tiles."""
+LEAST_TILED = 256
+"""Queries from which tiles are the default on a CPU: twice a tile's."""
 
 
 @overload
@@ -63,11 +67,12 @@ def attention(
       k, v: [B, S, K, H] with S >= T and N a multiple of K.
       visibility: of [B, T]; see `Visibility` for where a query stands when S > T.
       scale: factor on the scores; 1 / sqrt(H) by default.
-      implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tpu" (Pallas) or "gpu" (Mosaic
-        GPU, Hopper). None picks one of the first two by length: the kernels were not yet measured on hardware.
-      blocks: sizes of the kernels' tiles, instead of what they choose by shape; XLA's implementations have none.
-      partition: how the arrays lie on a mesh: B is spread over its `data_axes`, N and K over its `tensor_axis`. A
-        named implementation runs on each device's part; XLA partitions its own by itself.
+      implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tiled" (XLA, tile by tile), "tpu"
+        (Pallas) or "gpu" (Mosaic GPU, Hopper). None picks by length and device one of the first two, or on a CPU the
+        third: the kernels were not yet measured on hardware.
+      blocks: sizes of tiles, instead of what an implementation chooses by shape; the first two have none.
+      partition: how the arrays lie on a mesh: B is spread over its `data_axes`, N and K over its `tensor_axis`. What
+        walks tiles, and what is named, runs on each device's part; XLA partitions its own by itself.
       return_log_sum_exp: also return the log-sum-exp of the scaled scores, float32 [B, T, N].
 
     Returns:
@@ -79,8 +84,10 @@ def attention(
       NotImplementedError: the named implementation cannot serve these arguments.
     """
     _check(q, k, v, visibility)
-    default = ("reference", "chunked") if k.shape[1] <= LONGEST_PLAIN else ("chunked", "reference")
-    options = block_options(implementation, blocks)
+    T, S = q.shape[1], k.shape[1]
+    implementation = implementation or _tiled_by_default(T, q.shape[0], k.shape[2], partition)
+    default = ("reference", "chunked") if S <= LONGEST_PLAIN else ("chunked", "reference")
+    options = block_options(implementation, blocks, _TILED)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +108,7 @@ def prepare(
     visibility: Visibility,
     *,
     keys: int,
-    group: int,
+    heads: tuple[int, int],
     implementation: str | None = None,
     blocks: Blocks | None = None,
     partition: Partition | None = None,
@@ -113,25 +120,33 @@ def prepare(
     Args:
       visibility: of [B, T].
       keys: S.
-      group: query heads per kv head, N / K.
+      heads: N and K.
       implementation, blocks, partition: as `attention` will get them.
 
     Returns:
       The visibility with its lists, or as it was where the implementation has none.
     """
     visibility.check(keys)
-    if implementation not in KERNELS:
+    B, T = visibility.own_start.shape
+    implementation = implementation or _tiled_by_default(T, B, heads[1], partition)
+    if implementation not in _TILED:
         return visibility
     if blocks is None:
-        blocks = load("attention", implementation).choose_blocks(visibility.own_start.shape[1], keys, group)
+        blocks = load("attention", implementation).choose_blocks(T, keys, heads[0] // heads[1])
     assert isinstance(blocks, Blocks)
     if partition is None:
         tiles = Tiles.of(visibility, keys, blocks)
     else:  # each device lists its own rows
         rows = partition.rows()
-        partition.check_rows("visibility", visibility.own_start.shape[0])
+        partition.check_rows("visibility", B)
         tiles = partition.run(lambda v: Tiles.of(v, keys, blocks), (rows,), rows, visibility)
     return dataclasses.replace(visibility, tiles=tiles)
+
+
+def _tiled_by_default(T: int, B: int, K: int, partition: Partition | None) -> str | None:
+    """ "tiled" where it is the default, which it is where it was measured: on CPUs, for whole sequences."""
+    even = partition is None or (B % partition.data_ways == 0 and K % partition.tensor_ways == 0)
+    return "tiled" if jax.default_backend() == "cpu" and T >= LEAST_TILED and even else None
 
 
 def _check_partition(partition: Partition, q: jax.Array, k: jax.Array) -> None:

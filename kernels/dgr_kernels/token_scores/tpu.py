@@ -43,9 +43,11 @@ def choose_blocks(tokens: int, dimension: int, vocabulary: int, itemsize: int) -
     Raises:
       NotImplementedError: not even the smallest tile fits.
     """
+    # Products of float32 are made of bfloat16 parts: both operands, three parts each, at four bytes an entry.
+    parts = 24 if itemsize == 4 else 0
     for size in (512, 256, 128):
         # A gradient in float32, and twice (one computed with, one on its way) two operands and the output.
-        if size * dimension * (4 + 6 * itemsize) + 16 * size**2 <= 0.8 * VMEM_BYTES:
+        if size * dimension * (4 + 6 * itemsize + parts) + 16 * size**2 <= 0.8 * VMEM_BYTES:
             most = [min(size, -(-length // 128) * 128) for length in (tokens, vocabulary)]
             return Blocks(*most)
     raise NotImplementedError(

@@ -1,0 +1,308 @@
+"""Scores traces, and any token sequences, with one model.
+
+Host and device work at the same time: while a batch is computed, the next one is packed and sent, and results are
+fetched a batch late. A sequence's scores do not depend on what it is packed with.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dgr_kernels.token_scores import TokenScores, token_scores
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dgr_jax.background import in_background
+from dgr_jax.chat import ChatFormat, Rendered
+from dgr_jax.errors import UserError
+from dgr_jax.models import Decoder, from_pretrained
+from dgr_jax.packing import PackedRows, Slots, TokenSequence, fill_rows
+from dgr_jax.rendering import render_all
+from dgr_jax.scoring.plan import Batch, plan
+from dgr_jax.scoring.report import DeviceClock, ScoringReport
+from dgr_jax.scoring.trace_score import TraceScore
+from dgr_jax.scoring.windows import rolling_windows
+from dgr_jax.sharding import batch_sharding, data_parallelism
+from dgr_jax.traces import Trace
+
+_AHEAD = 2
+"""Batches that are packed, and sent to the device, before it asks for them."""
+
+OnLong = Literal["error", "truncate", "roll"]
+
+
+class SequenceScores(NamedTuple):
+    """Of one sequence's targets, in order.
+
+    Attributes:
+      log_probs: float32 [targets], in nats.
+      is_greedy: bool [targets], whether the target is the model's likeliest token.
+    """
+
+    log_probs: Any  # on a device until they are fetched
+    is_greedy: Any
+
+
+def response_sequence(rendered: Rendered) -> TokenSequence:
+    """A rendered trace with its response tokens (reasoning, answer and the end token) as targets."""
+    return TokenSequence(rendered.token_ids, np.arange(len(rendered.token_ids)) >= rendered.prompt[1])
+
+
+def target_scores(model: Decoder, rows: PackedRows, *, remat: bool = False) -> TokenScores:
+    """Scores of each target slot, all [B, M]; what is in filling slots means nothing."""
+    hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
+    wanted = jnp.take_along_axis(hidden, rows.source[:, :, None], axis=1)
+    scores = token_scores(
+        wanted.reshape(-1, hidden.shape[-1]),
+        model.unembed_weight,
+        rows.targets.reshape(-1),
+        implementation=model.implementation,
+        partition=model.partition,
+    )
+    return jax.tree.map(lambda x: x.reshape(rows.targets.shape), scores)
+
+
+@jax.jit
+def _score_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
+    scores = target_scores(model, rows)
+    found = SequenceScores(scores.log_prob, scores.is_greedy)
+    if model.partition is None:
+        return found
+    # Every host gets all of them: five bytes per token, and the plan's order needs no host to ask another.
+    return jax.lax.with_sharding_constraint(found, NamedSharding(model.partition.mesh, PartitionSpec()))
+
+
+@dataclasses.dataclass
+class _Job:
+    """Sequences that are planned together, and what is known of them.
+
+    Attributes:
+      payload: whatever belongs to them.
+      waiting: batches that are not fetched yet.
+    """
+
+    sequences: Sequence[TokenSequence]
+    payload: Any
+    scores: list[SequenceScores]
+    waiting: int
+
+
+class _Sent(NamedTuple):
+    """A batch that is on its way: its job, its rows on the device, and where its sequences' targets are."""
+
+    job: _Job
+    batch: Batch | None
+    rows: PackedRows | None
+    slots: dict[int, Slots]
+
+
+class Scorer:
+    """Scores traces with one model.
+
+    Args:
+      model: the decoder.
+      chat: how traces become tokens for it.
+      mesh: rows are spread over its `data` and `fsdp` axes; None for a single device. With several hosts all of them
+        score the same input; each feeds its own devices, and all get every result.
+      tokens_per_batch: size of a batch, the same for every row length; 4,096 by default on a CPU, 8,192 elsewhere.
+      max_length: longest trace accepted, in tokens.
+      on_long: what happens to a longer one: "error", "truncate" (its first `max_length` tokens are scored), or "roll"
+        (all are, in windows of `max_length` that overlap by half).
+      share_prefixes: compute common first tokens of traces once. The scores are the same.
+      workers: processes that tokenise; 0 does it in this one.
+      window: traces that are planned together; bounds memory on long inputs.
+
+    Attributes:
+      report: of all that was scored so far.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        chat: ChatFormat,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        tokens_per_batch: int | None = None,
+        max_length: int = 32_768,
+        on_long: OnLong = "error",
+        share_prefixes: bool = True,
+        workers: int = 0,
+        window: int = 1024,
+    ):
+        chat.check_fits(model.config.vocab_size)
+        self.model, self.chat = model, chat
+        self.report = ScoringReport()
+        self._sharding = batch_sharding(mesh) if mesh is not None else None
+        self._max_length, self._on_long, self._workers, self._window = max_length, on_long, workers, window
+        self._options: dict[str, Any] = {
+            "tokens_per_batch": tokens_per_batch or (4096 if jax.default_backend() == "cpu" else 8192),
+            "share_prefixes": share_prefixes,
+            "row_multiple": data_parallelism(mesh),
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | pathlib.Path,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: str | None = None,
+        implementation: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Loads model and tokenizer from a Hugging Face folder or hub id; `options` go to the constructor."""
+        model = from_pretrained(path, mesh=mesh, dtype=dtype, implementation=implementation)
+        return cls(model, ChatFormat.from_pretrained(path), mesh=mesh, **options)
+
+    def score(
+        self, traces: Iterable[Trace], *, keep_tokens: bool = False, on_scored: Callable[[int], object] | None = None
+    ) -> Iterator[TraceScore]:
+        """Scores of the traces, in their order, as they are ready.
+
+        Args:
+          traces: any length; read a window or two ahead.
+          keep_tokens: fill the token arrays of `TraceScore`.
+          on_scored: called with the number of traces of each batch when it is done, which is before they come out.
+
+        Raises:
+          UserError: a trace is longer than `max_length` and `on_long` is "error", or cannot be rendered; the message
+            names it.
+        """
+        rendered = render_all(self.chat, traces, self._workers)
+        for job in self._run(self._windows(rendered), on_scored):
+            scores = iter(job.scores)
+            for trace, item, parts in job.payload:
+                log_probs = np.concatenate([next(scores).log_probs for _ in range(parts)])
+                yield TraceScore.of(trace.id, item, log_probs, keep_tokens)
+
+    def score_sequences(
+        self, sequences: Iterable[TokenSequence], on_scored: Callable[[int], object] | None = None
+    ) -> Iterator[SequenceScores]:
+        """Scores of each sequence's targets, in order; `on_scored` as in `score`.
+
+        Raises:
+          UserError: a token outside the vocabulary; the message names its sequence.
+        """
+
+        def jobs() -> Iterator[_Job]:
+            for window in itertools.batched(self._checked(sequences), self._window):
+                yield _job(window, None)
+
+        for job in self._run(jobs(), on_scored):
+            yield from job.scores
+
+    def _checked(self, sequences: Iterable[TokenSequence]) -> Iterator[TokenSequence]:
+        V = self.model.config.vocab_size
+        for number, sequence in enumerate(sequences):
+            ids = sequence.token_ids
+            if len(ids) and not (0 <= ids.min() and ids.max() < V):
+                wrong = ids[(ids < 0) | (ids >= V)][0]
+                raise UserError(f"sequence {number}: token {wrong} is outside the vocabulary, 0 to {V - 1}")
+            yield sequence
+
+    def _windows(self, rendered: Iterable[tuple[Trace, Rendered]]) -> Iterator[_Job]:
+        for window in itertools.batched(rendered, self._window):
+            sequences: list[TokenSequence] = []
+            payload = []
+            for trace, item in window:
+                parts = self._parts(trace, item)
+                sequences += parts
+                payload.append((trace, item, len(parts)))
+            yield _job(sequences, payload)
+
+    def _parts(self, trace: Trace, rendered: Rendered) -> list[TokenSequence]:
+        """A trace as one sequence, or as windows."""
+        whole, longest = response_sequence(rendered), self._max_length
+        length = len(whole.token_ids)
+        if length <= longest:
+            return [whole]
+        if self._on_long == "error":
+            raise UserError(
+                f"trace {trace.id!r} has {length} tokens, more than --max_length={longest}; raise it, drop the trace, "
+                "or choose --on_long=truncate or roll"
+            )
+        self.report.long += 1
+        if self._on_long == "truncate":
+            return [TokenSequence(whole.token_ids[:longest], whole.scored[:longest])]
+        return [
+            TokenSequence(
+                whole.token_ids[start:stop], whole.scored[start:stop] & (np.arange(start, stop) >= scored_from)
+            )
+            for start, scored_from, stop in rolling_windows(length, longest, longest // 2)
+        ]
+
+    def _run(self, jobs: Iterator[_Job], on_scored: Callable[[int], object] | None) -> Iterator[_Job]:
+        """The jobs in order, with their scores."""
+        clock = DeviceClock()
+        begin, in_flight = time.perf_counter(), collections.deque[tuple[_Sent, Any]]()
+        sent_ahead = in_background(self._send(jobs), _AHEAD)
+        try:
+            for sent in sent_ahead:
+                in_flight.append((sent, self._dispatch(sent, clock)))
+                if len(in_flight) > 1:
+                    yield from self._fetch(*in_flight.popleft(), on_scored)
+            while in_flight:
+                yield from self._fetch(*in_flight.popleft(), on_scored)
+        finally:
+            sent_ahead.close()
+            clock.close()
+            self.report.busy_seconds += clock.busy_seconds
+            self.report.seconds += time.perf_counter() - begin
+
+    def _send(self, jobs: Iterator[_Job]) -> Generator[_Sent]:
+        """Plans jobs and puts their batches on the device, in a thread beside the device's work."""
+        for job in jobs:
+            batches = plan(job.sequences, **self._options)
+            job.waiting = len(batches)
+            if not batches:
+                yield _Sent(job, None, None, {})
+            for batch in batches:
+                rows, slots = fill_rows(job.sequences, batch.layout, batch.shape)
+                yield _Sent(job, batch, self._place(rows), slots)
+
+    def _place(self, rows: PackedRows) -> PackedRows:
+        sharding = self._sharding
+        if sharding is None:
+            return jax.device_put(rows)
+        # Of several hosts, each reads out what its own devices hold.
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), rows)
+
+    def _dispatch(self, sent: _Sent, clock: DeviceClock) -> SequenceScores | None:
+        if sent.batch is None:
+            return None
+        begin = time.perf_counter()
+        found = _score_rows(self.model, sent.rows)
+        if sent.batch.shape not in self.report.shapes:
+            self.report.shapes.add(sent.batch.shape)
+            self.report.compile_seconds += time.perf_counter() - begin
+            begin = time.perf_counter()
+        clock.watch(begin, found)
+        self.report.count(sent.batch, sent.job.sequences)
+        return found
+
+    def _fetch(
+        self, sent: _Sent, found: SequenceScores | None, on_scored: Callable[[int], object] | None
+    ) -> Iterator[_Job]:
+        """Puts a batch's results where they belong; its job, if that was all of it."""
+        job = sent.job
+        if found is not None:
+            log_probs, is_greedy = map(np.asarray, found)
+            for index, slots in sent.slots.items():
+                place = (slots.row, slots.columns)
+                job.scores[index] = SequenceScores(log_probs[place], is_greedy[place])
+            job.waiting -= 1
+            if on_scored:
+                on_scored(len(sent.slots))
+        if not job.waiting:
+            yield job
+
+
+def _job(sequences: Sequence[TokenSequence], payload: Any) -> _Job:
+    nothing = SequenceScores(np.empty(0, np.float32), np.empty(0, bool))
+    return _Job(sequences, payload, [nothing] * len(sequences), 0)

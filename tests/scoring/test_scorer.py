@@ -1,0 +1,180 @@
+"""A trace's score is the same number whatever surrounds it, and the number that float64 gives."""
+
+import functools
+import json
+import threading
+from collections.abc import Iterator
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from dgr_jax.errors import UserError
+from dgr_jax.packing import TokenSequence
+from dgr_jax.scoring import Scorer
+from dgr_jax.traces import Trace
+from tests.scoring.cases import distributions_in_float64, draw_traces, in_float64, log_probs_in_float64
+
+
+@pytest.fixture(scope="module")
+def scorer(random_model) -> Scorer:
+    return Scorer.from_pretrained(random_model, tokens_per_batch=1024)
+
+
+@pytest.fixture(scope="module")
+def expected(scorer):
+    """Scores in float64, each computed once."""
+    return functools.cache(lambda seed, prompts, index: in_float64(
+        scorer.model, scorer.chat, draw_traces(40, seed, prompts)[index]
+    ))  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1),
+    prompts=st.sampled_from((None, 3)),
+    chosen=st.lists(st.integers(0, 39), min_size=1, max_size=40, unique=True),
+    tokens_per_batch=st.sampled_from((256, 512, 4096)),
+    share=st.booleans(),
+    window=st.sampled_from((1, 7, 1024)),
+)
+def test_any_subset_order_packing_and_sharing_gives_the_scores_of_float64(
+    scorer, expected, seed, prompts, chosen, tokens_per_batch, share, window
+):
+    traces = draw_traces(40, seed, prompts)
+    other = Scorer(scorer.model, scorer.chat, tokens_per_batch=tokens_per_batch, share_prefixes=share, window=window)
+    scores = list(other.score([traces[i] for i in chosen], keep_tokens=True))
+    assert [score.id for score in scores] == [f"t{i}" for i in chosen]
+    for index, score in zip(chosen, scores, strict=True):
+        np.testing.assert_allclose(score.token_log_probs, expected(seed, prompts, index), atol=1e-5)
+    if prompts and share and window > 40 and len(chosen) > 10:
+        assert other.report.shared > 0
+    assert share or other.report.shared == 0
+
+
+def test_sums_are_those_of_the_spans(scorer):
+    traces = draw_traces(10)
+    for trace, score in zip(traces, scorer.score(traces, keep_tokens=True), strict=True):
+        rendered = scorer.chat.render(trace)
+        values = np.asarray(score.token_log_probs)
+        cut = rendered.reasoning[1] - rendered.reasoning[0]
+        assert score.prompt_token_ids + score.token_ids == rendered.token_ids.tolist()
+        assert (score.reasoning_tokens, score.answer_tokens) == (cut, len(values) - cut)
+        assert score.n_tokens == len(values)
+        sums = (score.log_prob, score.reasoning_log_prob, score.answer_log_prob)
+        np.testing.assert_allclose(sums, (values.sum(), values[:cut].sum(), values[cut:].sum()), rtol=1e-6)
+
+
+def test_token_arrays_are_left_out_unless_asked_for(scorer):
+    (score,) = scorer.score(draw_traces(1))
+    assert set(json.loads(json.dumps(score.to_dict()))) == {
+        "id", "n_tokens", "log_prob", "reasoning_tokens", "reasoning_log_prob", "answer_tokens", "answer_log_prob",
+    }  # fmt: skip
+
+
+def test_a_long_trace_is_an_error_or_cut_or_rolled(scorer):
+    trace = draw_traces(1)[0]
+    whole = in_float64(scorer.model, scorer.chat, trace)
+    rendered = scorer.chat.render(trace)
+    most = len(rendered.token_ids) // 2
+    make = functools.partial(Scorer, scorer.model, scorer.chat, max_length=most)
+    with pytest.raises(UserError, match=f"trace 't0' has .* tokens, more than --max_length={most}; .* --on_long="):
+        list(make().score([trace]))
+    cutter, roller = make(on_long="truncate"), make(on_long="roll")
+    (cut,) = cutter.score([trace], keep_tokens=True)
+    assert cut.n_tokens == most - rendered.prompt[1] and cutter.report.long == 1
+    np.testing.assert_allclose(cut.token_log_probs, whole[: cut.n_tokens], atol=1e-5)
+    (rolled,) = roller.score([trace], keep_tokens=True)
+    assert rolled.n_tokens == len(whole) and rolled.token_ids == rendered.token_ids[rendered.prompt[1] :].tolist()
+    np.testing.assert_allclose(rolled.token_log_probs[: cut.n_tokens], cut.token_log_probs, atol=1e-5)
+    # The next token, and all until the window is full, are scored by a window that reaches back as far as it can.
+    stop = most + most - most // 2
+    second = log_probs_in_float64(scorer.model, rendered.token_ids[stop - most : stop])
+    first_new = most - rendered.prompt[1]
+    np.testing.assert_allclose(
+        rolled.token_log_probs[first_new : first_new + most - most // 2], second[most // 2 - 1 :], atol=1e-5
+    )
+
+
+def test_sequences_of_tokens_are_scored_where_they_say_so(scorer):
+    rng = np.random.default_rng(0)
+    sequences = [
+        TokenSequence(rng.integers(0, 200, n, dtype=np.int32), rng.random(n) < share)
+        for n, share in ((30, 0.5), (1, 1.0), (12, 0.0), (60, 1.0))
+    ]
+    scores = list(scorer.score_sequences(sequences))
+    for sequence, score in zip(sequences, scores, strict=True):
+        every = log_probs_in_float64(scorer.model, sequence.token_ids)
+        np.testing.assert_allclose(score.log_probs, every[sequence.target_positions - 1], atol=1e-5)
+        assert len(score.is_greedy) == sequence.targets
+    assert list(scorer.score_sequences([])) == []
+
+
+def test_greedy_tokens_are_said_to_be(scorer):
+    """Of a text that is half the model's own choice."""
+    rng, ids = np.random.default_rng(0), [5]
+    for _ in range(40):
+        likeliest = int(distributions_in_float64(scorer.model, np.array(ids))[-1].argmax())
+        ids.append(likeliest if rng.random() < 0.5 else int(rng.integers(200)))
+    sequence = TokenSequence(np.array(ids, np.int32), np.ones(41, bool))
+    (found,) = scorer.score_sequences([sequence])
+    likeliest = distributions_in_float64(scorer.model, np.array(ids))[:-1].argmax(-1)
+    np.testing.assert_array_equal(found.is_greedy, likeliest == ids[1:])
+    assert 10 < found.is_greedy.sum() < 35
+
+
+def test_a_token_outside_the_vocabulary_is_named(scorer):
+    V = scorer.model.config.vocab_size
+    bad = [TokenSequence(np.array([1, t], np.int32), np.ones(2, bool)) for t in (0, V)]
+    with pytest.raises(UserError, match=f"sequence 1: token {V} is outside the vocabulary, 0 to {V - 1}"):
+        list(scorer.score_sequences(bad))
+
+
+def test_few_shapes_are_compiled(scorer):
+    """Row lengths and batch sizes are powers of two, target counts sixteenths: a handful of programs, and reported."""
+    fresh = Scorer(scorer.model, scorer.chat)
+    for seed in range(12):
+        list(fresh.score(draw_traces(60, seed)))
+    assert 1 <= len(fresh.report.shapes) <= 12
+    assert f"{len(fresh.report.shapes)} programs compiled" in fresh.report.summary()
+
+
+def test_workers_render_the_same(scorer):
+    traces = draw_traces(150, 3)
+    other = Scorer(scorer.model, scorer.chat, workers=2)
+    assert list(other.score(traces)) == list(Scorer(scorer.model, scorer.chat).score(traces))
+    spoiled = Trace("bad", "p", "r", "a\ud800", None, "drawn", {})
+    with pytest.raises(UserError, match="trace 'bad': the text has half of a surrogate pair"):
+        list(other.score([*traces, spoiled]))
+
+
+def test_results_come_while_input_is_read(scorer):
+    """Of an endless input, whose reader is let go in the end."""
+    taken = 0
+
+    def endless() -> Iterator[Trace]:
+        nonlocal taken
+        while True:
+            for trace in draw_traces(20):
+                taken += 1
+                yield trace
+
+    before = threading.active_count()
+    scores = Scorer(scorer.model, scorer.chat, window=10).score(endless())
+    assert [next(scores).id for _ in range(25)] == [f"t{i % 20}" for i in range(25)]
+    assert taken <= 25 + 10 * 6
+    scores.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert threading.active_count() == before
+
+
+def test_an_error_in_the_input_comes_after_what_was_before_it(scorer):
+    def rows() -> Iterator[Trace]:
+        yield from draw_traces(20)
+        raise UserError("row 21 is bad")
+
+    scores = Scorer(scorer.model, scorer.chat, window=10).score(rows())
+    found = []
+    with pytest.raises(UserError, match="row 21 is bad"):
+        found += [next(scores).id for _ in range(21)]
+    assert len(list(scores)) == 0
