@@ -30,10 +30,11 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "pyright", "scipy"],
-        "parity": ["torch>=2.9"],
+        "parity": ["torch>=2.9", "accelerate"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "eval": ["math-verify[antlr4_11_0]>=0.9"],
+        "lm_eval": ["lm_eval>=0.4.13,<0.5"],
         "tensorboard": ["tensorboardX"],
         "gcs": ["gcsfs"],
     },

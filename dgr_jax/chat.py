@@ -134,37 +134,17 @@ class ChatFormat:
 
     @classmethod
     def from_pretrained(cls, model: epath.PathLike) -> Self:
-        """Loads the tokenizer of a Hugging Face folder (local or gs://) or hub id. Remote code is never run.
+        """Loads the tokenizer of a Hugging Face folder (local or gs://) or hub id.
 
         Raises:
           UserError: nothing there, or not a tokenizer that can be used.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _tokenizer_folder(str(model), scratch)
-            # At import it would advise PyTorch, which only models of its own need.
-            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-            from transformers import AutoTokenizer  # seconds to import: a wrong path fails before
-
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise UserError(
-                    f"tokenizer of {model}: cannot be loaded ({reason}); the folder needs tokenizer.json and "
-                    "tokenizer_config.json"
-                ) from error
-            return cls(tokenizer, name=str(model), eos_token_ids=_eos_token_ids(epath.Path(folder), tokenizer))
+        tokenizer, eos_token_ids = load_tokenizer(model)
+        return cls(tokenizer, name=str(model), eos_token_ids=eos_token_ids)
 
     def check_fits(self, embeddings: int) -> None:
-        """Raises a UserError where the tokenizer knows more tokens than a model has embeddings.
-
-        JAX clamps an index that is out of range: without this, such tokens would be scored as some other token.
-        """
-        if self.vocab_size > embeddings:
-            raise UserError(
-                f"tokenizer of {self._name}: {self.vocab_size} tokens, but the model has embeddings for {embeddings}; "
-                "use the tokenizer that belongs to the model"
-            )
+        """Raises a UserError where the tokenizer knows more tokens than a model has embeddings."""
+        check_vocabulary(self.tokenizer, embeddings, self._name)
 
     def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
         """Token ids of system and user turn, then the generation prompt.
@@ -337,6 +317,44 @@ class ChatFormat:
                     f"trace {trace.id!r}: its {field} does not survive the tokenizer of {self._name}: it "
                     f"comes back as {ascii(back[:60])}; take another tokenizer, or drop the trace"
                 )
+
+
+def load_tokenizer(model: epath.PathLike) -> tuple[Any, list[int]]:
+    """The transformers tokenizer of a Hugging Face folder (local or gs://) or hub id. Remote code is never run.
+
+    Returns:
+      The tokenizer, and the tokens that end a generation by the model's configuration.
+
+    Raises:
+      UserError: nothing there, or not a tokenizer.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _tokenizer_folder(str(model), scratch)
+        # At import it would advise PyTorch, which only models of its own need.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import AutoTokenizer  # seconds to import: a wrong path fails before
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"tokenizer of {model}: cannot be loaded ({reason}); the folder needs tokenizer.json and "
+                "tokenizer_config.json"
+            ) from error
+        return tokenizer, _eos_token_ids(epath.Path(folder), tokenizer)
+
+
+def check_vocabulary(tokenizer: Any, embeddings: int, name: str) -> None:
+    """Raises a UserError where a tokenizer knows more tokens than a model has embeddings.
+
+    JAX clamps an index that is out of range: without this, such tokens would be scored as some other token.
+    """
+    if len(tokenizer) > embeddings:
+        raise UserError(
+            f"tokenizer of {name}: {len(tokenizer)} tokens, but the model has embeddings for {embeddings}; "
+            "use the tokenizer that belongs to the model"
+        )
 
 
 def _runs(spelling: re.Pattern[str], text: str) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -47,6 +47,10 @@ class Slots:
     active: jax.Array
     key: jax.Array
     log_prob: jax.Array
+
+
+_STEPS_BETWEEN_STOPS = 16
+"""Tokens that are decoded before the host looks at them."""
 
 
 def row_key(seed: int, id: str, attempt: int) -> np.ndarray:
@@ -187,12 +191,35 @@ def _admit(
     )
 
 
-@dataclasses.dataclass
-class _Waiting:
-    """A request with its prompt tokens."""
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Tokens to go on from.
 
-    request: Request
-    prompt: list[int]
+    Attributes:
+      id, attempt: name the row; with the seed they determine its random stream.
+      token_ids: at least one.
+    """
+
+    id: str
+    token_ids: Sequence[int]
+    attempt: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What came after a prompt.
+
+    Attributes:
+      prompt: the prompt.
+      token_ids: new tokens, the one that ended the row included.
+      ended: whether one of the tokens that end a row did.
+      log_prob: sum over `token_ids` at temperature 1, in nats.
+    """
+
+    prompt: Prompt
+    token_ids: list[int]
+    ended: bool
+    log_prob: float
 
 
 class Sampler:
@@ -200,7 +227,8 @@ class Sampler:
 
     Args:
       model: the decoder.
-      chat: its chat format.
+      chat: its chat format; None for token prompts alone (see `continue_tokens`).
+      eos_token_ids: tokens that end a row, where there is no chat format to say so.
       fingerprint: sha256 of the model, for records.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
       batch_size: rows decoded at a time.
@@ -212,16 +240,19 @@ class Sampler:
     def __init__(
         self,
         model: Decoder,
-        chat: ChatFormat,
+        chat: ChatFormat | None,
         *,
+        eos_token_ids: Sequence[int] = (),
         fingerprint: str = "",
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int = 64,
         show_progress: bool = True,
     ):
-        chat.check_fits(model.config.vocab_size)
+        if chat:
+            chat.check_fits(model.config.vocab_size)
+        self._eos_token_ids = tuple(chat.eos_token_ids if chat else eos_token_ids)
         ways = data_parallelism(mesh)
-        self.model, self.chat, self.fingerprint = model, chat, fingerprint
+        self.model, self._chat, self.fingerprint = model, chat, fingerprint
         self._batch_size = -(-batch_size // ways) * ways
         self._prefill_size = -(-self._batch_size // (4 * ways)) * ways
         self._mesh, self._show_progress = mesh, show_progress
@@ -246,6 +277,12 @@ class Sampler:
         chat = ChatFormat.from_pretrained(folder)
         return cls(model, chat, fingerprint=fingerprint_model(folder), mesh=mesh, **options)
 
+    @property
+    def chat(self) -> ChatFormat:
+        """The chat format, which a sampler of token prompts need not have."""
+        assert self._chat is not None, "this sampler was made without a chat format"
+        return self._chat
+
     def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
         """Completes requests, short prompts first. See `Engine.generate`.
 
@@ -254,27 +291,60 @@ class Sampler:
         Raises:
           UserError: a prompt that the chat format cannot render; the message names the row.
         """
-        buckets: dict[int, list[_Waiting]] = {}
+        prompts = []
         for request in requests:
             try:
-                prompt = self.chat.prompt_ids(request.prompt, request.system)
+                ids = self.chat.prompt_ids(request.prompt, request.system)
             except UserError as error:
                 raise UserError(f"row {request.id!r}: {error}") from error
-            if len(prompt) < self.model.config.max_positions:
-                buckets.setdefault(_bucket(len(prompt)), []).append(_Waiting(request, prompt))
+            prompts.append(Prompt(request.id, ids, request.attempt))
+        for found in self.continue_tokens(prompts, decoding, seed=seed):
+            text = self.chat.decode(found.token_ids[:-1] if found.ended else found.token_ids)
+            row = found.prompt
+            yield Completion(row.id, row.attempt, text, tuple(found.token_ids), not found.ended, found.log_prob)
+
+    def continue_tokens(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        *,
+        seed: int,
+        stop: Callable[[list[int]], bool] | None = None,
+    ) -> Iterator[Generated]:
+        """Continues token prompts, short ones first.
+
+        Args:
+          prompts: as many as you like.
+          decoding: how.
+          seed: of the random streams.
+          stop: whether a row, by the tokens it has so far, needs no more of them; asked every few tokens, so that
+            there may be some after what it looks for.
+        """
+        buckets: dict[int, list[Prompt]] = {}
+        for prompt in prompts:
+            length = len(prompt.token_ids)
+            if length < self.model.config.max_positions:
+                buckets.setdefault(_bucket(length), []).append(prompt)
             else:
-                yield Completion(request.id, request.attempt, "", (), truncated=True, log_prob=0.0)
+                yield Generated(prompt, [], False, 0.0)
         with Progress("generate", sum(map(len, buckets.values()))) as progress:
             for bucket in sorted(buckets):
-                for completion in self._run(buckets[bucket], bucket, decoding, seed):
+                for found in self._run(buckets[bucket], bucket, decoding, seed, stop):
                     if self._show_progress:
                         progress.advance()
-                    yield completion
+                    yield found
 
-    def _run(self, waiting: list[_Waiting], bucket: int, decoding: Decoding, seed: int) -> Iterator[Completion]:
+    def _run(
+        self,
+        waiting: list[Prompt],
+        bucket: int,
+        decoding: Decoding,
+        seed: int,
+        stop: Callable[[list[int]], bool] | None,
+    ) -> Iterator[Generated]:
         B = self._batch_size
         slots = self._empty(B, bucket + decoding.max_new_tokens)
-        seated: list[_Waiting | None] = [None] * B
+        seated: list[Prompt | None] = [None] * B
         queue = waiting[::-1]
         options = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
         while queue or any(seated):
@@ -290,22 +360,22 @@ class Sampler:
                 self.model,
                 slots,
                 jnp.int32(idle_to_stop),
-                eos=self.chat.eos_token_ids,
-                most_steps=decoding.max_new_tokens,
+                eos=self._eos_token_ids,
+                most_steps=_STEPS_BETWEEN_STOPS if stop else decoding.max_new_tokens,
                 **options,
             )
-            active, length, log_prob = (np.asarray(x) for x in (slots.active, slots.length, slots.log_prob))
+            active, length, log_prob = (np.array(x) for x in (slots.active, slots.length, slots.log_prob))
             tokens = np.asarray(slots.tokens)
             for place, row in enumerate(seated):
-                if row is not None and not active[place]:
-                    ids = tokens[place, len(row.prompt) : length[place]].tolist()
-                    yield self._complete(row, ids, float(log_prob[place]))
+                if row is None:
+                    continue
+                ids = tokens[place, len(row.token_ids) : length[place]].tolist()
+                active[place] &= not (stop and stop(ids))
+                if not active[place]:
+                    yield Generated(row, ids, ids[-1] in self._eos_token_ids, float(log_prob[place]))
                     seated[place] = None
-
-    def _complete(self, row: _Waiting, ids: list[int], log_prob: float) -> Completion:
-        ended = ids[-1] in self.chat.eos_token_ids
-        text = self.chat.decode(ids[:-1] if ended else ids)
-        return Completion(row.request.id, row.request.attempt, text, tuple(ids), not ended, log_prob)
+            if stop:
+                slots = dataclasses.replace(slots, active=jax.device_put(active, slots.active.sharding))
 
     def _empty(self, B: int, S: int) -> Slots:
         slots = Slots(
@@ -324,7 +394,7 @@ class Sampler:
         return dataclasses.replace(rest, cache=cache)
 
     def _seat(
-        self, slots: Slots, newcomers: Sequence[tuple[int, _Waiting]], bucket: int, decoding: Decoding, seed: int
+        self, slots: Slots, newcomers: Sequence[tuple[int, Prompt]], bucket: int, decoding: Decoding, seed: int
     ) -> Slots:
         # Always the same number of prompts, unused ones dropped: one shape per bucket, and one compilation.
         P = self._prefill_size
@@ -334,9 +404,9 @@ class Sampler:
         key = np.zeros((P, 2), np.uint32)
         for number, (seat, row) in enumerate(newcomers):
             place[number] = seat
-            tokens[number, : len(row.prompt)] = row.prompt
-            length[number] = len(row.prompt)
-            key[number] = row_key(seed, row.request.id, row.request.attempt)
+            length[number] = len(row.token_ids)
+            tokens[number, : length[number]] = row.token_ids
+            key[number] = row_key(seed, row.id, row.attempt)
         limit = np.minimum(length + decoding.max_new_tokens, self.model.config.max_positions)
         return _admit(self.model, slots, place, tokens, length, limit, key)
 

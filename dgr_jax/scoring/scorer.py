@@ -107,7 +107,7 @@ class Scorer:
 
     Args:
       model: the decoder.
-      chat: how traces become tokens for it.
+      chat: how traces become tokens for it; None for token sequences alone.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device. With several hosts all of them
         score the same input; each feeds its own devices, and all get every result.
       tokens_per_batch: size of a batch, the same for every row length; 4,096 by default on a CPU, 8,192 elsewhere.
@@ -125,7 +125,7 @@ class Scorer:
     def __init__(
         self,
         model: Decoder,
-        chat: ChatFormat,
+        chat: ChatFormat | None,
         *,
         mesh: jax.sharding.Mesh | None = None,
         tokens_per_batch: int | None = None,
@@ -135,8 +135,9 @@ class Scorer:
         workers: int = 0,
         window: int = 1024,
     ):
-        chat.check_fits(model.config.vocab_size)
-        self.model, self.chat = model, chat
+        if chat:
+            chat.check_fits(model.config.vocab_size)
+        self.model, self._chat = model, chat
         self.report = ScoringReport()
         self._sharding = batch_sharding(mesh) if mesh is not None else None
         self._max_length, self._on_long, self._workers, self._window = max_length, on_long, workers, window
@@ -159,6 +160,12 @@ class Scorer:
         """Loads model and tokenizer from a Hugging Face folder or hub id; `options` go to the constructor."""
         model = from_pretrained(path, mesh=mesh, dtype=dtype, implementation=implementation)
         return cls(model, ChatFormat.from_pretrained(path), mesh=mesh, **options)
+
+    @property
+    def chat(self) -> ChatFormat:
+        """The chat format, which a scorer of token sequences need not have."""
+        assert self._chat is not None, "this scorer was made without a chat format"
+        return self._chat
 
     def score(
         self, traces: Iterable[Trace], *, keep_tokens: bool = False, on_scored: Callable[[int], object] | None = None

@@ -1,0 +1,38 @@
+"""lm_eval with our models: every task of the harness, scored and generated in JAX.
+
+python scripts/lm_eval.py --model dgr_jax --model_args pretrained=DIR --tasks hellaswag,gsm8k
+
+Everything is passed on to lm_eval, whose help follows. Model arguments: pretrained, dtype, mesh, implementation,
+max_length, max_gen_toks, tokens_per_batch, share_prefixes, add_bos_token, prefix_token_id, enable_thinking,
+think_end_token, seed.
+"""
+
+import pathlib
+import sys
+
+# Python puts this folder first, where `import lm_eval` would find this file.
+sys.path = [entry for entry in sys.path if pathlib.Path(entry).resolve() != pathlib.Path(__file__).resolve().parent]
+
+
+def main() -> None:
+    """Registers the model and calls lm_eval's own command line."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
+    except ImportError:
+        print("error: lm_eval is not installed; pip install 'dgr_jax[lm_eval]'", file=sys.stderr)
+        sys.exit(1)
+    from dgr_jax.errors import UserError
+
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+    model_registry.register("dgr_jax", target="dgr_jax.lm_eval_backend:DgrJax")
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
