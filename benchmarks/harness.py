@@ -27,7 +27,7 @@ import numpy as np
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 OURS = {"cpu": ("reference", "chunked"), "gpu": ("chunked", "gpu"), "tpu": ("chunked", "tpu")}
-"""Implementations of ours that a device can run."""
+"""Implementations of ours that are worth timing on a device."""
 INPUT_SETS = 3
 TOLERANCE = 0.02
 """Between contenders, relative to the largest value: bfloat16 has three digits."""

@@ -175,20 +175,20 @@ def test_any_batch_size_gives_the_same_files(tiny_lrm, tmp_path, batch_size):
 
 CHILD = """
 import os, signal, sys
-from dgr_jax import stage
+from dgr_jax import shards
 from dgr_jax.chat import ChatFormat
 sys.path.insert(0, {here!r})
 import test_refine as t
 
 written = []
-write = stage.Shards.write
+write = shards.Shards.write
 def write_and_die(self, rows, records):
     records = list(records)
     if len(written) == {survived}:
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, rows, records)
     written.append(rows)
-stage.Shards.write = write_and_die
+shards.Shards.write = write_and_die
 rows, said = t.many_rows()
 t.run(rows, said, ChatFormat.from_pretrained({model!r}), folder={folder!r}, shard_size=4)
 """

@@ -58,8 +58,8 @@ def test_the_scorer_agrees_with_what_was_generated(sampler):
     for (id, attempt), completion in generate(sampler, rows := requests(10)).items():
         prompt = sampler.chat.prompt_ids(next(r.prompt for r in rows if (r.id, r.attempt) == (id, attempt)), None)
         ids = np.asarray([*prompt, *completion.token_ids], np.int32)
-        (values,) = scorer.log_probs([TokenSequence(ids, np.arange(len(ids)) >= len(prompt))])
-        assert completion.log_prob == pytest.approx(float(values.sum()), abs=2e-4)
+        (scores,) = scorer.score_sequences([TokenSequence(ids, np.arange(len(ids)) >= len(prompt))])
+        assert completion.log_prob == pytest.approx(float(scores.log_probs.sum()), abs=2e-4)
 
 
 def test_greedy_tokens_are_the_likeliest(sampler):

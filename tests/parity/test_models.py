@@ -200,7 +200,7 @@ def test_token_scores_are_transformers_log_softmax(torch, tmp_path, tiny_lrm):
     )
     # In float64, which is right; transformers in float32 is itself up to 4e-5 away from it on these rows.
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lrm, dtype=torch.float64)
-    records = [json.loads(line) for line in (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "scores" / "scores" / "000000.jsonl").read_text().splitlines()]
     assert len(records) == 16
     differences = []
     for record in records:
