@@ -205,7 +205,8 @@ def tiles_for(visibility: Visibility, keys: int, blocks: Blocks) -> Tiles:
         )
     bounds = (visibility.prefix_start, visibility.prefix_end, visibility.own_start)
     if not any(isinstance(x, Tracer) for x in (*bounds, tiles.bounds)):
-        if not np.array_equal(tiles.bounds[:, :3, :T], np.stack(bounds, axis=1)):
+        # In numpy: within a loop that is being traced, even an index into a known array would be traced.
+        if not np.array_equal(np.asarray(tiles.bounds)[:, :3, :T], np.stack([np.asarray(x) for x in bounds], axis=1)):
             raise ValueError("visibility.tiles were prepared for other bounds; call `prepare` again")
     return tiles
 
