@@ -54,7 +54,7 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 	@python=$$($(FIND_PYTHON)) && echo "using $$python" && "$$python" -m venv .venv
 
 .venv/installed: .venv/bin/python setup.py constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,eval,lm_eval,tensorboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,eval,harness,tensorboard]'
 	@touch $@
 
 .venv/parity: .venv/installed

@@ -20,7 +20,7 @@ def main() -> None:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ImportError:
-        print("error: lm_eval is not installed; pip install 'dgr_jax[lm_eval]'", file=sys.stderr)
+        print("error: lm_eval is not installed; pip install 'dgr_jax[harness]'", file=sys.stderr)
         sys.exit(1)
     from dgr_jax.errors import UserError
 
