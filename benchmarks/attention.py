@@ -20,6 +20,7 @@ from dgr_kernels.attention import Visibility, attention, count_tiles, prepare
 
 flags.DEFINE_integer("rounds", 7, "Rounds of timing.", lower_bound=1)
 flags.DEFINE_list("cases", ["causal", "packed", "group"], "Which of causal, packed, group.")
+flags.DEFINE_integer("length", None, "Tokens of a causal or packed row; 8192 by default, 1024 on a CPU.", lower_bound=1)
 flags.DEFINE_bool("backward", True, "Time the gradient too.")
 flags.DEFINE_string("output", None, "JSON file; benchmarks/results/attention_DEVICE.json by default.")
 FLAGS = flags.FLAGS
@@ -40,7 +41,7 @@ class Case(NamedTuple):
 def cases(small: bool) -> Iterator[Case]:
     """Of the size of Qwen3-8B or R1-Distill-Llama-8B, or small."""
     N, K, H, T = (4, 2, 64, 1024) if small else (32, 8, 128, 8192)
-    heads = f"{N}/{K} heads of {H}"
+    heads, T = f"{N}/{K} heads of {H}", FLAGS.length or T
     if "causal" in FLAGS.cases:
         yield Case(f"causal {T}, {heads}", Visibility.causal(1, T), N, K, H)
     if "packed" in FLAGS.cases:

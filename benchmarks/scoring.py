@@ -11,6 +11,7 @@ Without torch and lm_eval, the two rivals are left out.
 
 import dataclasses
 import datetime
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -213,8 +214,6 @@ def roof(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[st
 
 def contenders() -> dict[str, Callable[[ModelConfig, str], tuple[Answer, Callable[[], dict[str, Any]]]]]:
     """Name -> how it is set up. The first two are ours."""
-    import functools
-
     found: dict[str, Any] = {
         "dgr_jax": functools.partial(ours, True),
         "dgr_jax, nothing shared": functools.partial(ours, False),

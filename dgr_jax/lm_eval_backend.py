@@ -54,7 +54,7 @@ class DgrJax(TemplateLM):
       max_batch_size, device: accepted, as lm_eval passes them; a device is JAX's choice (JAX_PLATFORMS).
 
     Raises:
-      UserError: a model or tokenizer that cannot be loaded.
+      UserError: a model or tokenizer that cannot be loaded, or an argument that is not known.
     """
 
     def __init__(
@@ -77,9 +77,12 @@ class DgrJax(TemplateLM):
         seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: Any,
     ):
         super().__init__()
         del max_batch_size, device
+        if unknown:
+            raise UserError(f"--model_args: {min(unknown)!r} is not known; scripts/lm_eval.py --help lists what is")
         folder = local_folder(pretrained)
         devices = mesh_or_none(mesh)
         model = from_pretrained(folder, mesh=devices, dtype=dtype, implementation=implementation)
@@ -91,9 +94,7 @@ class DgrJax(TemplateLM):
         )
         rows = str(batch_size)  # lm_eval says 1 where nobody said anything, and "auto" at times
         rows = int(rows) if rows.isdecimal() and rows != "1" else _ROWS
-        self.sampler = Sampler(
-            model, None, eos_token_ids=eos_token_ids, mesh=devices, batch_size=rows, show_progress=True
-        )
+        self.sampler = Sampler(model, None, eos_token_ids=eos_token_ids, mesh=devices, batch_size=rows)
         self._max_gen_toks, self._add_bos_token, self._prefix_token_id = max_gen_toks, add_bos_token, prefix_token_id
         self._chat_template_args = dict(chat_template_args or {})
         if enable_thinking is not None:

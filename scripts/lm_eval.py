@@ -3,8 +3,8 @@
 python scripts/lm_eval.py --model dgr_jax --model_args pretrained=DIR --tasks hellaswag,gsm8k
 
 Everything is passed on to lm_eval, whose help follows. Model arguments: pretrained, dtype, mesh, implementation,
-max_length, max_gen_toks, tokens_per_batch, share_prefixes, add_bos_token, prefix_token_id, enable_thinking,
-think_end_token, seed.
+max_length, max_gen_toks, tokens_per_batch, share_prefixes, add_bos_token, prefix_token_id, chat_template_args,
+enable_thinking, think_end_token, seed.
 """
 
 import pathlib

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -105,6 +104,13 @@ def test_generation_is_greedy_and_stops(samples, backend):
         assert sample["resps"][0][0] == expected
 
 
+def test_an_unknown_argument_is_named(random_model):
+    from dgr_jax.lm_eval_backend import DgrJax
+
+    with pytest.raises(UserError, match="--model_args: 'quantize' is not known; scripts/lm_eval.py --help lists what"):
+        DgrJax(str(random_model), quantize=True)
+
+
 def test_what_cannot_be_scored_is_said(backend):
     with pytest.raises(UserError, match="61 to score; .* no more than max_length=60 can be scored"):
         backend._loglikelihood_tokens([(("a", "b"), [1], list(range(61)))])
@@ -112,11 +118,10 @@ def test_what_cannot_be_scored_is_said(backend):
         backend._generate(["x"], {"max_gen_toks": 60})
 
 
-def test_help_is_lm_evals_and_quick():
-    begin = time.perf_counter()
+def test_help_is_lm_evals_and_imports_nothing_heavy():
     command = [sys.executable, "-X", "importtime", REPO / "scripts" / "lm_eval.py", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
-    assert shown.returncode == 0 and time.perf_counter() - begin < 20
+    assert shown.returncode == 0
     assert "python scripts/lm_eval.py --model dgr_jax" in shown.stdout and "usage:" in shown.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
     assert not imported & {"jax", "flax", "transformers", "datasets", "torch"}

@@ -182,7 +182,8 @@ def from_pretrained(
       path_or_hub_id: a Hugging Face folder, or a hub id that is downloaded (safetensors only).
       mesh: places every parameter by `dgr_jax.sharding`; each process reads only the bytes its devices need.
       dtype: of the weights in memory; float32 on CPU and bfloat16 on accelerators by default.
-      implementation: of attention and token scores, one of `dgr_kernels.IMPLEMENTATIONS`; None for the default.
+      implementation: of attention and token scores, a name that both have in `dgr_kernels.IMPLEMENTATIONS`; None for
+        the default.
 
     Raises:
       UserError: a missing folder, shard or tensor, a wrong shape, an unknown architecture or config key, kernels of

@@ -1,7 +1,6 @@
 """What is computed together: rows of a few lengths, batches of a constant number of tokens.
 
-A plan is a function of the sequences alone, so that every host makes the same one, and so does a run that goes on
-where another was killed.
+A plan is a function of the sequences alone, so that a run that goes on where another was killed makes the same one.
 """
 
 import dataclasses

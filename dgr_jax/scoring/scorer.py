@@ -10,7 +10,7 @@ import itertools
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def _score_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
     found = SequenceScores(scores.log_prob, scores.is_greedy)
     if model.partition is None:
         return found
-    # Every host gets all of them: five bytes per token, and the plan's order needs no host to ask another.
+    # Replicated, so that any device can be asked: five bytes per token.
     return jax.lax.with_sharding_constraint(found, NamedSharding(model.partition.mesh, PartitionSpec()))
 
 
@@ -108,8 +108,7 @@ class Scorer:
     Args:
       model: the decoder.
       chat: how traces become tokens for it; None for token sequences alone.
-      mesh: rows are spread over its `data` and `fsdp` axes; None for a single device. With several hosts all of them
-        score the same input; each feeds its own devices, and all get every result.
+      mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
       tokens_per_batch: size of a batch, the same for every row length; 4,096 by default on a CPU, 8,192 elsewhere.
       max_length: longest trace accepted, in tokens.
       on_long: what happens to a longer one: "error", "truncate" (its first `max_length` tokens are scored), or "roll"
@@ -120,6 +119,9 @@ class Scorer:
 
     Attributes:
       report: of all that was scored so far.
+
+    Raises:
+      UserError: a tokenizer that does not fit the model, or an option outside its range.
     """
 
     def __init__(
@@ -137,6 +139,16 @@ class Scorer:
     ):
         if chat:
             chat.check_fits(model.config.vocab_size)
+        if on_long not in (allowed := get_args(OnLong)):
+            raise UserError(f"on_long is {on_long!r}; choose one of {', '.join(allowed)}")
+        for name, value, least in (
+            ("max_length", max_length, 2),
+            ("tokens_per_batch", tokens_per_batch or 1, 1),
+            ("workers", workers, 0),
+            ("window", window, 1),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}; it must be {least} or more")
         self.model, self._chat = model, chat
         self.report = ScoringReport()
         self._sharding = batch_sharding(mesh) if mesh is not None else None
@@ -175,7 +187,8 @@ class Scorer:
         Args:
           traces: any length; read a window or two ahead.
           keep_tokens: fill the token arrays of `TraceScore`.
-          on_scored: called with the number of traces of each batch when it is done, which is before they come out.
+          on_scored: called with the number of traces of each batch (of windows, where a trace is rolled) when it is
+            done, which is before they come out.
 
         Raises:
           UserError: a trace is longer than `max_length` and `on_long` is "error", or cannot be rendered; the message
@@ -271,14 +284,7 @@ class Scorer:
                 yield _Sent(job, None, None, {})
             for batch in batches:
                 rows, slots = fill_rows(job.sequences, batch.layout, batch.shape)
-                yield _Sent(job, batch, self._place(rows), slots)
-
-    def _place(self, rows: PackedRows) -> PackedRows:
-        sharding = self._sharding
-        if sharding is None:
-            return jax.device_put(rows)
-        # Of several hosts, each reads out what its own devices hold.
-        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), rows)
+                yield _Sent(job, batch, jax.device_put(rows, self._sharding), slots)
 
     def _dispatch(self, sent: _Sent, clock: DeviceClock) -> SequenceScores | None:
         if sent.batch is None:

@@ -4,17 +4,17 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-IMPLEMENTATIONS = ("reference", "chunked", "tpu", "gpu")
-"""Of every operation: modules of its package that hold a function of one name."""
+IMPLEMENTATIONS = {
+    "attention": ("reference", "chunked", "tiled", "tpu", "gpu"),
+    "token_scores": ("reference", "chunked", "tpu", "gpu"),
+}
+"""Of each operation: modules of its package that hold a function of one name."""
 
 KERNELS = ("tpu", "gpu")
 """Those that are written by hand, each for one kind of device."""
 
-OTHERS = {"attention": ("tiled",), "token_scores": ()}
-"""What one operation has beside them."""
 
-
-def block_options(implementation: str | None, blocks: Any, takers: Sequence[str] = KERNELS) -> dict[str, Any]:
+def block_options(implementation: str | None, blocks: Any, takers: Sequence[str]) -> dict[str, Any]:
     """Keyword arguments of an implementation.
 
     Raises:
@@ -39,7 +39,7 @@ def dispatch(
       NotImplementedError: the named one, or every default one, cannot serve the arguments; reasons are in the message.
     """
     if named is not None:
-        if named not in (known := IMPLEMENTATIONS + OTHERS[operation]):
+        if named not in (known := IMPLEMENTATIONS[operation]):
             raise ValueError(f"implementation is {named!r}; choose one of {', '.join(known)}")
         return getattr(load(operation, named), function)(*args, **kwargs)
     reasons = []

@@ -268,7 +268,7 @@ def test_a_visibility_that_points_elsewhere_is_named(bounds, message):
 
 def test_an_unknown_implementation_is_an_error():
     x = jnp.zeros((1, 2, 2, 8))
-    with pytest.raises(ValueError, match="choose one of reference, chunked, tpu, gpu"):
+    with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, tpu, gpu"):
         attention(x, x, x, Visibility.causal(1, 2), implementation="fast")
 
 

@@ -30,7 +30,7 @@ def test_loglikelihood(backends):
     # Continuations that the model would choose itself, so that greedy flags differ.
     for prompt in (row["prompt"] for row in ROWS):
         text = backends[1].generate_until(instances("generate_until", [(prompt, {"until": [], "max_gen_toks": 4})]))[0]
-        pairs.append((prompt, text)) if text else None
+        pairs += [(prompt, text)] if text else []
     found, expected = (b.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True) for b in backends)
     for (ours, our_greedy), (theirs, their_greedy) in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4) and our_greedy == their_greedy

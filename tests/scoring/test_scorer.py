@@ -97,6 +97,20 @@ def test_a_long_trace_is_an_error_or_cut_or_rolled(scorer):
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"on_long": "rol"}, "on_long is 'rol'; choose one of error, truncate, roll"),
+        ({"max_length": 1}, "max_length is 1; it must be 2 or more"),
+        ({"tokens_per_batch": -5}, "tokens_per_batch is -5; it must be 1 or more"),
+        ({"window": 0}, "window is 0; it must be 1 or more"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named(scorer, option, said):
+    with pytest.raises(UserError, match=said):
+        Scorer(scorer.model, scorer.chat, **option)
+
+
 def test_sequences_of_tokens_are_scored_where_they_say_so(scorer):
     rng = np.random.default_rng(0)
     sequences = [

@@ -11,7 +11,7 @@ from dgr_kernels.attention.visibility import Visibility
 from dgr_kernels.dispatch import KERNELS, block_options, dispatch, load
 from dgr_kernels.partition import Partition
 
-LONGEST_PLAIN = 512
+LONGEST_PLAIN = 1024
 """Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
 _TILED = (*KERNELS, "tiled")
 """Implementations that walk lists of tiles."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.precision import precision
+from dgr_kernels.precision import product
 
 BLOCK = 512
 """Keys per block."""
@@ -34,25 +34,14 @@ def attention(
         s = first + jnp.arange(BLOCK, dtype=jnp.int32)[None, None]
         in_prefix = (visibility.prefix_start[..., None] <= s) & (s < visibility.prefix_end[..., None])
         visible = (s <= u) & (in_prefix | (s >= visibility.own_start[..., None]))
-        scores = (
-            jnp.einsum(
-                "bkth,bksh->bkts", q_rows, k_block, preferred_element_type=jnp.float32, precision=precision(q.dtype)
-            )
-            * scale
-        )
+        scores = product("bkth,bksh->bkts", q_rows, k_block) * scale
         scores = jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, BLOCK), -jnp.inf)
         scores = scores.reshape(B, K, G * T, BLOCK)
         now_highest = jax.lax.stop_gradient(jnp.maximum(highest, scores.max(-1)))
         safe = jnp.where(jnp.isfinite(now_highest), now_highest, 0)
         weights = jnp.exp(scores - safe[..., None])
         shrink = jnp.exp(highest - safe)
-        part = jnp.einsum(
-            "bkts,bksh->bkth",
-            weights.astype(v.dtype),
-            v_block,
-            preferred_element_type=jnp.float32,
-            precision=precision(q.dtype),
-        )
+        part = product("bkts,bksh->bkth", weights.astype(v.dtype), v_block)
         return (now_highest, total * shrink + weights.sum(-1), out * shrink[..., None] + part), None
 
     shape = (B, K, G * T)

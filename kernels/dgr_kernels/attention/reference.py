@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.precision import precision
+from dgr_kernels.precision import precision, product
 
 
 def attention(
@@ -19,10 +19,7 @@ def attention(
     q_rows = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
     k_rows = k.transpose(0, 2, 1, 3).reshape(B * K, S, H)
     v_rows = v.transpose(0, 2, 1, 3).reshape(B * K, S, H)
-    scores = (
-        jnp.einsum("bth,bsh->bts", q_rows, k_rows, preferred_element_type=jnp.float32, precision=precision(q.dtype))
-        * scale
-    )
+    scores = product("bth,bsh->bts", q_rows, k_rows) * scale
     visible = visibility.mask(S)[:, None, None]
     scores = jnp.where(visible, scores.reshape(B, K, G, T, S), -jnp.inf)
     # A query that sees nothing has maximum -inf; 0 in its place keeps exp(-inf - 0) = 0 free of NaN.

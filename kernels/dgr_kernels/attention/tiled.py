@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dgr_kernels.attention.tiles import Blocks, TileList, Tiles, tiles_for
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.precision import precision
+from dgr_kernels.precision import product
 
 
 def choose_blocks(queries: int, keys: int, group: int) -> Blocks:
@@ -92,7 +92,7 @@ def _step(grid: _Grid, steps: TileList, index: jax.Array, q: jax.Array, k: jax.A
     code = steps.steps[index]
     row, outer, inner = steps.code.row(code), steps.code.outer(code), steps.code.inner(code)
     query, key = row * grid.query_tiles + outer, row * grid.key_tiles + inner
-    scores = _product("kth,ksh->kts", q[query], k[key])
+    scores = product("kth,ksh->kts", q[query], k[key])
 
     def mask(scores: jax.Array) -> jax.Array:
         s = inner * grid.blocks.k + jnp.arange(grid.blocks.k, dtype=jnp.int32)
@@ -102,10 +102,6 @@ def _step(grid: _Grid, steps: TileList, index: jax.Array, q: jax.Array, k: jax.A
         return jnp.where(visible, by_head, -jnp.inf).reshape(scores.shape)
 
     return _Step(query, key, jax.lax.cond(steps.code.partial(code), mask, lambda scores: scores, scores))
-
-
-def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, precision=precision(a.dtype))
 
 
 def _add(array: jax.Array, tile: jax.Array, part: jax.Array) -> jax.Array:
@@ -123,7 +119,7 @@ def _run(grid: _Grid, q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles) ->
         # Where nothing was visible yet, 0 keeps exp(-inf - 0) = 0 free of NaN.
         safe = jnp.where(jnp.isfinite(now), now, 0)
         weights, shrink = jnp.exp(scores - safe[..., None]), jnp.exp(highest[query] - safe)
-        part = _product("kts,ksh->kth", weights.astype(v.dtype), v[key])
+        part = product("kts,ksh->kth", weights.astype(v.dtype), v[key])
         new = (now, total[query] * shrink + weights.sum(-1), out[query] * shrink[..., None] + part)
         return tuple(
             jax.lax.dynamic_update_index_in_dim(old, value, query, 0) for old, value in zip(so_far, new, strict=True)
@@ -156,12 +152,12 @@ def _backward(grid, kept, given):
         dq, dk, dv = gradients
         query, key, scores = _step(grid, steps, index, q, k, bounds)
         weights = jnp.exp(scores - shift[query][..., None])
-        slopes = weights * (_product("kth,ksh->kts", dout[query], v[key]) + constant[query][..., None])
+        slopes = weights * (product("kth,ksh->kts", dout[query], v[key]) + constant[query][..., None])
         slopes = slopes.astype(q.dtype)
         return (
-            _add(dq, query, _product("kts,ksh->kth", slopes, k[key])),
-            _add(dk, key, _product("kts,kth->ksh", slopes, q[query])),
-            _add(dv, key, _product("kts,kth->ksh", weights.astype(v.dtype), dout[query])),
+            _add(dq, query, product("kts,ksh->kth", slopes, k[key])),
+            _add(dk, key, product("kts,kth->ksh", slopes, q[query])),
+            _add(dv, key, product("kts,kth->ksh", weights.astype(v.dtype), dout[query])),
         )
 
     nothing = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))

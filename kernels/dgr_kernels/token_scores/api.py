@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from dgr_kernels.dispatch import block_options, dispatch
+from dgr_kernels.dispatch import KERNELS, block_options, dispatch
 from dgr_kernels.partition import Partition
 from dgr_kernels.token_scores import chunked
 from dgr_kernels.token_scores.scores import Partial, TokenScores
@@ -58,7 +58,7 @@ def token_scores(
             hidden, unembed, targets, with_entropy=with_entropy, **options,
         )  # fmt: skip
 
-    options = block_options(implementation, blocks)
+    options = block_options(implementation, blocks, KERNELS)
     targets = targets.astype(jnp.int32)
     if partition is None:
         return score(hidden, unembed, targets).scores()

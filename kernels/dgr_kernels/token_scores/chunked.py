@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dgr_kernels.precision import precision
+from dgr_kernels.precision import product
 from dgr_kernels.token_scores.scores import Partial, SlopeFactors
 
 CHUNK_ELEMENTS = 1 << 22
@@ -28,16 +28,12 @@ def _chunk_size(tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(_LEAST, CHUNK_ELEMENTS // tokens // _LEAST * _LEAST))
 
 
-def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, precision=precision(a.dtype))
-
-
 def _run(with_entropy: bool, hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
     size = _chunk_size(hidden.shape[0], unembed.shape[0])
 
     def score(first: jax.Array, size: int = size) -> Partial:
         chunk = jax.lax.dynamic_slice_in_dim(unembed, first, size)
-        return Partial.of_logits(_product("td,vd->tv", hidden, chunk), targets - first, with_entropy)
+        return Partial.of_logits(product("td,vd->tv", hidden, chunk), targets - first, with_entropy)
 
     whole, rest = divmod(unembed.shape[0], size)
     parts = jax.lax.map(score, jnp.arange(whole, dtype=jnp.int32) * size)
@@ -60,9 +56,9 @@ def _backward(with_entropy, kept, given):
     def visit(first: jax.Array, gradients: tuple[jax.Array, jax.Array], size: int = size):
         dhidden, dunembed = gradients
         chunk = jax.lax.dynamic_slice_in_dim(unembed, first, size)
-        slopes = factors.slopes(_product("td,vd->tv", hidden, chunk), targets - first).astype(hidden.dtype)
-        dhidden += _product("tv,vd->td", slopes, chunk)
-        dchunk = _product("tv,td->vd", slopes, hidden).astype(unembed.dtype)
+        slopes = factors.slopes(product("td,vd->tv", hidden, chunk), targets - first).astype(hidden.dtype)
+        dhidden += product("tv,vd->td", slopes, chunk)
+        dchunk = product("tv,td->vd", slopes, hidden).astype(unembed.dtype)
         return dhidden, jax.lax.dynamic_update_slice_in_dim(dunembed, dchunk, first, 0)
 
     whole, rest = divmod(unembed.shape[0], size)
