@@ -1,6 +1,7 @@
 """What the scripts call: read files, run one stage, write its directory with a manifest."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -99,8 +100,9 @@ def score(
         )
         with Progress("score", sum(map(len, left))) as progress:
             scores = scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
-            for rows in left:
-                shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
+            with contextlib.closing(scores):  # the report is whole when its last thread has ended
+                for rows in left:
+                    shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
         stage.finish(
             {"shards": shards.digests(), "throughput": scorer.report.to_dict()},
             rows=stream.rows,

@@ -5,6 +5,7 @@ fetched a batch late. A sequence's scores do not depend on what it is packed wit
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -181,7 +182,7 @@ class Scorer:
 
     def score(
         self, traces: Iterable[Trace], *, keep_tokens: bool = False, on_scored: Callable[[int], object] | None = None
-    ) -> Iterator[TraceScore]:
+    ) -> Generator[TraceScore]:
         """Scores of the traces, in their order, as they are ready.
 
         Args:
@@ -195,15 +196,16 @@ class Scorer:
             names it.
         """
         rendered = render_all(self.chat, traces, self._workers)
-        for job in self._run(self._windows(rendered), on_scored):
-            scores = iter(job.scores)
-            for trace, item, parts in job.payload:
-                log_probs = np.concatenate([next(scores).log_probs for _ in range(parts)])
-                yield TraceScore.of(trace.id, item, log_probs, keep_tokens)
+        with contextlib.closing(self._run(self._windows(rendered), on_scored)) as jobs:
+            for job in jobs:
+                scores = iter(job.scores)
+                for trace, item, parts in job.payload:
+                    log_probs = np.concatenate([next(scores).log_probs for _ in range(parts)])
+                    yield TraceScore.of(trace.id, item, log_probs, keep_tokens)
 
     def score_sequences(
         self, sequences: Iterable[TokenSequence], on_scored: Callable[[int], object] | None = None
-    ) -> Iterator[SequenceScores]:
+    ) -> Generator[SequenceScores]:
         """Scores of each sequence's targets, in order; `on_scored` as in `score`.
 
         Raises:
@@ -214,8 +216,9 @@ class Scorer:
             for window in itertools.batched(self._checked(sequences), self._window):
                 yield _job(window, None)
 
-        for job in self._run(jobs(), on_scored):
-            yield from job.scores
+        with contextlib.closing(self._run(jobs(), on_scored)) as done:
+            for job in done:
+                yield from job.scores
 
     def _checked(self, sequences: Iterable[TokenSequence]) -> Iterator[TokenSequence]:
         V = self.model.config.vocab_size
@@ -257,7 +260,7 @@ class Scorer:
             for start, scored_from, stop in rolling_windows(length, longest, longest // 2)
         ]
 
-    def _run(self, jobs: Iterator[_Job], on_scored: Callable[[int], object] | None) -> Iterator[_Job]:
+    def _run(self, jobs: Iterator[_Job], on_scored: Callable[[int], object] | None) -> Generator[_Job]:
         """The jobs in order, with their scores."""
         clock = DeviceClock()
         begin, in_flight = time.perf_counter(), collections.deque[tuple[_Sent, Any]]()

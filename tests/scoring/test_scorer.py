@@ -178,7 +178,7 @@ def test_results_come_while_input_is_read(scorer):
     scores = Scorer(scorer.model, scorer.chat, window=10).score(endless())
     assert [next(scores).id for _ in range(25)] == [f"t{i % 20}" for i in range(25)]
     assert taken <= 25 + 10 * 6
-    scores.close()  # pyright: ignore[reportAttributeAccessIssue]
+    scores.close()
     assert threading.active_count() == before
 
 

@@ -33,7 +33,7 @@ def token_scores(
       targets: integers [T], each in [0, V). In a jitted function, which cannot check them, a target outside the
         vocabulary has log-probability NaN.
       with_entropy: also return the entropy of each row's distribution.
-      implementation: "reference" (plain XLA, keeps [T, V] logits), "chunked" (XLA, logits of a few rows at a time,
+      implementation: "reference" (plain XLA, keeps [T, V] logits), "chunked" (XLA, logits of a part of the vocabulary at a time,
         recomputed for the gradient), "tpu" (Pallas) or "gpu" (Mosaic GPU, Hopper). None takes the chunked one where
         the logits would fill more than a chunk: the kernels were not yet measured on hardware.
       blocks: the kernel's `Blocks`, instead of what it chooses by shape; XLA's implementations have none.
