@@ -125,7 +125,7 @@ def packed_rows():
 def test_a_call_that_is_not_jitted_gives_the_same():
     """Its layers are a loop that is traced, over lists of tiles that are known."""
     model = init_model(WIDE, 0)
-    T = 300
+    T = 600
     arguments = (jnp.arange(T)[None] % 200, jnp.arange(T)[None], Visibility.causal(1, T))
     np.testing.assert_allclose(model(*arguments), jax.jit(model.__call__)(*arguments), atol=1e-5)
 

@@ -15,8 +15,8 @@ LONGEST_PLAIN = 1024
 """Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
 _TILED = (*KERNELS, "tiled")
 """Implementations that walk lists of tiles."""
-LEAST_TILED = 256
-"""Queries from which tiles are the default on a CPU: twice a tile's."""
+LEAST_TILED = 512
+"""Queries from which tiles are the default on a CPU: in one narrow row of 400 the loop cost more than it saved."""
 
 
 @overload

@@ -1,8 +1,7 @@
 """XLA loops over the lists of tiles, one tile after the other: for CPUs, where that costs nothing.
 
-The kernels' own lists, so work is in proportion to visible pairs whatever the length of a row: packed traces of 400
-tokens in rows of 4,096 take a fifth of the time of `chunked`, which computes every pair and masks. Within a tile the
-matmuls and the softmax run on all cores; a GPU would wait for each of them.
+The kernels' own lists, so work is in proportion to visible pairs whatever the length of a row; `chunked` computes every
+pair and masks (docs/kernels.md has the times). Within a tile the matmuls run on all cores; a GPU would wait for each.
 """
 
 from typing import Any, NamedTuple

@@ -33,9 +33,9 @@ def token_scores(
       targets: integers [T], each in [0, V). In a jitted function, which cannot check them, a target outside the
         vocabulary has log-probability NaN.
       with_entropy: also return the entropy of each row's distribution.
-      implementation: "reference" (plain XLA, keeps [T, V] logits), "chunked" (XLA, logits of a part of the vocabulary at a time,
-        recomputed for the gradient), "tpu" (Pallas) or "gpu" (Mosaic GPU, Hopper). None takes the chunked one where
-        the logits would fill more than a chunk: the kernels were not yet measured on hardware.
+      implementation: "reference" (plain XLA, keeps [T, V] logits), "chunked" (XLA, logits of a part of the vocabulary
+        at a time, recomputed for the gradient), "tpu" (Pallas) or "gpu" (Mosaic GPU, Hopper). None takes the chunked
+        one where the logits would fill more than a chunk: the kernels were not yet measured on hardware.
       blocks: the kernel's `Blocks`, instead of what it chooses by shape; XLA's implementations have none.
       partition: how the arrays lie on a mesh: T is spread over its `data_axes`, V over its `tensor_axis` if that
         divides V. Each device scores its tokens against its part of the vocabulary; three or four floats per token
