@@ -22,7 +22,9 @@ GRADIENT = {jnp.float32: dict(most=5e-6, all_within=2e-5), jnp.bfloat16: dict(mo
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
     """So small that the chunked implementation makes several chunks, the last one not full."""
-    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 301 * 10)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 37 * 64)
+    monkeypatch.setattr(chunked, "LEAST_ENTRIES", 32)
+    assert chunked.chunk_size(37, 301) == 64
 
 
 def draw_inputs(seed=0, T=37, D=16, V=301, dtype=jnp.float32):
@@ -70,9 +72,11 @@ def test_xla_matches_float64_with_gradients(implementation, dtype):
 
 
 def test_many_chunks_in_bfloat16_add_up(monkeypatch):
-    """The gradient of `unembed` is summed over 150 chunks in float32, and rounded once."""
+    """The gradient of `hidden` is summed over 150 chunks in float32, and rounded once."""
+    monkeypatch.setattr(chunked, "LEAST_ENTRIES", 8)
     monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 1)
-    check("chunked", 0, 1200, 16, 40, jnp.bfloat16)
+    assert chunked.chunk_size(40, 1200) == 8
+    check("chunked", 0, 40, 16, 1200, jnp.bfloat16)
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))

@@ -15,7 +15,7 @@ from dgr_kernels.token_scores.scores import Partial, SlopeFactors
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits alive at a time (16 MiB in float32), unless there are very many tokens."""
-_LEAST = 1024
+LEAST_ENTRIES = 1024
 """Entries of the vocabulary in a chunk, at least: fewer make small matmuls."""
 
 
@@ -24,12 +24,13 @@ def partial_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, *,
     return _scores(with_entropy, hidden, unembed, targets)
 
 
-def _chunk_size(tokens: int, vocabulary: int) -> int:
-    return min(vocabulary, max(_LEAST, CHUNK_ELEMENTS // tokens // _LEAST * _LEAST))
+def chunk_size(tokens: int, vocabulary: int) -> int:
+    """Entries of the vocabulary in a chunk."""
+    return min(vocabulary, max(LEAST_ENTRIES, CHUNK_ELEMENTS // tokens // LEAST_ENTRIES * LEAST_ENTRIES))
 
 
 def _run(with_entropy: bool, hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
-    size = _chunk_size(hidden.shape[0], unembed.shape[0])
+    size = chunk_size(hidden.shape[0], unembed.shape[0])
 
     def score(first: jax.Array, size: int = size) -> Partial:
         chunk = jax.lax.dynamic_slice_in_dim(unembed, first, size)
@@ -51,7 +52,7 @@ def _forward(with_entropy, hidden, unembed, targets):
 def _backward(with_entropy, kept, given):
     hidden, unembed, targets, out = kept
     factors = SlopeFactors.of(out, given)
-    size = _chunk_size(hidden.shape[0], unembed.shape[0])
+    size = chunk_size(hidden.shape[0], unembed.shape[0])
 
     def visit(first: jax.Array, gradients: tuple[jax.Array, jax.Array], size: int = size):
         dhidden, dunembed = gradients
