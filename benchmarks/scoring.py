@@ -53,7 +53,7 @@ flags.DEFINE_integer("traces", 32, "Requests of the first case.", lower_bound=1)
 flags.DEFINE_integer("prompts", 3, "Prompts of the second, with eight responses each.", lower_bound=1)
 flags.DEFINE_list("batch_sizes", ["1", "4"], "Of lm_eval's backend; the best one counts.")
 flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default float32 on CPU, bfloat16 elsewhere.")
-flags.DEFINE_integer("tokens_per_batch", 8192, "Of ours.", lower_bound=256)
+flags.DEFINE_integer("tokens_per_batch", None, "Of ours; by default what the scorer takes.", lower_bound=256)
 flags.DEFINE_string("output", None, "JSON file; benchmarks/results/scoring_MODEL_DEVICE.json by default.")
 flags.DEFINE_string("worker", None, "For this script's own use.")
 flags.DEFINE_string("folder", None, "For this script's own use.")
@@ -183,10 +183,12 @@ def roof(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[st
     import jax
     import jax.numpy as jnp
 
+    from dgr_jax.scoring import usual_tokens_per_batch
+
     dtype = jnp.dtype(FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
     heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    T = FLAGS.tokens_per_batch
+    T = FLAGS.tokens_per_batch or usual_tokens_per_batch()
 
     def seconds(m: int, k: int, n: int) -> float:
         """Of one [m, k] x [k, n] product of which many are in flight."""
@@ -247,8 +249,9 @@ class Worker:
     """A contender's process, as its parent sees it."""
 
     def __init__(self, name: str, folder: str):
-        passed = [f"--{flag}={FLAGS[flag].value}" for flag in ("model", "traces", "prompts", "tokens_per_batch")]
-        passed += [f"--batch_sizes={','.join(FLAGS.batch_sizes)}", *([f"--dtype={FLAGS.dtype}"] if FLAGS.dtype else [])]
+        passed = [f"--{flag}={FLAGS[flag].value}" for flag in ("model", "traces", "prompts")]
+        passed += [f"--{flag}={FLAGS[flag].value}" for flag in ("tokens_per_batch", "dtype") if FLAGS[flag].value]
+        passed.append(f"--batch_sizes={','.join(FLAGS.batch_sizes)}")
         self._process = subprocess.Popen(
             [sys.executable, __file__, f"--worker={name}", f"--folder={folder}", *passed],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

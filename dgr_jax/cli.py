@@ -85,6 +85,9 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
         "Traces: a .jsonl or .parquet file, local or gs://, or NAME:PLACE for a published data set "
         "(star1:FILE.json, star_benign, r1_act, direct_refusal, safechain), hf:HUB_ID, tfds:FOLDER.",
     ),
+    "inputs": lambda: flags.DEFINE_list(
+        "inputs", None, "Several of what --input takes in other scripts, separated by commas."
+    ),
     "output": lambda: flags.DEFINE_string(
         "output",
         None,
@@ -164,6 +167,34 @@ def config() -> dict[str, Any]:
         return FLAGS.config.to_dict()
     except OSError as error:
         raise UserError(f"--config: {error}; give a file such as those of configs/") from error
+
+
+def define_scoring_flags() -> None:
+    """Flags that `scoring_settings` reads, beside --dtype, --mesh and --implementation."""
+    flags.DEFINE_integer("max_length", 32_768, "Longest trace taken whole, in tokens.", lower_bound=2)
+    flags.DEFINE_enum(
+        "on_long",
+        "error",
+        ["error", "truncate", "roll"],
+        "What to do with a longer trace: stop, score its first --max_length tokens, or score all of it in windows that "
+        "overlap by half.",
+    )
+    flags.DEFINE_integer(
+        "tokens_per_batch", None, "Tokens per batch; 4096 by default on a CPU, 8192 elsewhere.", lower_bound=1
+    )
+    flags.DEFINE_bool("share_prefixes", True, "Compute common first tokens of traces once. The scores are the same.")
+    flags.DEFINE_integer(
+        "workers", None, "Processes that tokenise; by default 0 on a CPU, which computes with all cores.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "rows_per_shard", 1024, "Traces per output file: planned together, and what a kill may cost.", lower_bound=1
+    )
+
+
+def scoring_settings() -> dict[str, Any]:
+    """Fields of `dgr_jax.score_run.ScoreSettings`, as the command line asks for them."""
+    names = ("dtype", "mesh", "implementation", "max_length", "on_long", "tokens_per_batch", "share_prefixes")
+    return {name: FLAGS[name].value for name in (*names, "workers", "rows_per_shard")}
 
 
 def define_generation_flags(max_new_tokens: int) -> None:

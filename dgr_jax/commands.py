@@ -1,16 +1,12 @@
 """What the scripts call: read files, run one stage, write its directory with a manifest."""
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jax
 
 from dgr_jax.chat import ChatFormat
 from dgr_jax.engine import Decoding, Engine
@@ -22,11 +18,10 @@ from dgr_jax.hub import local_folder
 from dgr_jax.input_rows import InputRows, record_left_out
 from dgr_jax.models import ModelConfig, from_pretrained, save_pretrained
 from dgr_jax.models.weights import default_dtype, read_config
-from dgr_jax.progress import Progress
-from dgr_jax.scoring import OnLong, Scorer, ScoringReport
+from dgr_jax.score_run import ScoreSettings, ScoringModel, score_source
 from dgr_jax.sft import SFTConfig, train, training_sequences
 from dgr_jax.sharding import mesh_or_none
-from dgr_jax.shards import Shards
+from dgr_jax.shift import InputScores, input_names, measure
 from dgr_jax.stage import Stage, check_local, fingerprint_model, fingerprint_rows
 from dgr_jax.trace_stream import TraceStream
 from dgr_jax.traces import OnBadRow
@@ -40,24 +35,16 @@ def score(
     model: str,
     source: str,
     output: str,
-    dtype: str | None = None,
-    mesh: str = "auto",
-    implementation: str | None = None,
     seed: int = 0,
     keep_tokens: bool = False,
-    max_length: int = 32_768,
-    on_long: OnLong = "error",
-    tokens_per_batch: int | None = None,
-    share_prefixes: bool = True,
-    workers: int | None = None,
-    rows_per_shard: int = 1024,
     on_bad_row: OnBadRow = "error",
+    **settings: Any,
 ) -> str:
     """Scores a source of any length into the files of OUTPUT/scores; resumes at the shards that are not there.
 
     Args:
-      workers: processes that tokenise; None for a few where an accelerator computes, and none where this CPU does.
-      rows_per_shard: traces that are planned together, and what a kill may cost.
+      keep_tokens: also write ids and log-probability of every token.
+      settings: fields of `ScoreSettings`.
 
     Returns:
       A summary for people.
@@ -65,63 +52,76 @@ def score(
     Raises:
       UserError: bad input, another run's output directory, an unwritable output.
     """
-    stream = TraceStream(source, on_bad_row)
-    if not stream.rows:
-        raise UserError("there is nothing to score: the input has no rows")
-    folder = _model_folder(model)
-    stage = Stage.open(
-        output,
-        "score",
-        config={
-            "keep_tokens": keep_tokens,
-            "max_length": max_length,
-            "on_long": on_long,
-            "rows_per_shard": rows_per_shard,
-            "dtype": dtype or default_dtype(),
-        },
-        inputs={"traces": stream.fingerprint},
-        model=fingerprint_model(folder),
-        seed=seed,
+    stream = _stream(source, on_bad_row)
+    scored = score_source(
+        stream, ScoringModel(model, ScoreSettings(**settings)), output, keep_tokens=keep_tokens, seed=seed
     )
-    shards = Shards(stage.folder, stream.rows, rows_per_shard, "scores")
-    left = list(shards.differing(stage.manifest["shards"]) if stage.finished else shards.missing())
-    if left or not stage.finished:
-        scorer = Scorer.from_pretrained(
-            folder,
-            mesh=mesh_or_none(mesh),
-            dtype=dtype,
-            implementation=implementation,
-            tokens_per_batch=tokens_per_batch,
-            max_length=max_length,
-            on_long=on_long,
-            share_prefixes=share_prefixes,
-            workers=_default_workers() if workers is None else workers,
-            window=rows_per_shard,
-        )
-        with Progress("score", sum(map(len, left))) as progress:
-            scores = scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
-            with contextlib.closing(scores):  # the report is whole when its last thread has ended
-                for rows in left:
-                    shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
-        stage.finish(
-            {"shards": shards.digests(), "throughput": scorer.report.to_dict()},
-            rows=stream.rows,
-            skipped=len(stream.bad_rows),
-        )
     sums = collections.Counter[str]()
-    for row in shards.read():
+    for row in scored.shards.read():
         sums.update({name: row[name] for name in _SUMS})
-    lines = record_left_out(stage.folder, stream.bad_rows)
+    lines = record_left_out(scored.folder, stream.bad_rows)
     for span, tokens, log_prob in zip(("response", "reasoning", "answer"), _SUMS[::2], _SUMS[1::2], strict=True):
         nll = -sums[log_prob] / max(sums[tokens], 1)
         lines.append(f"{span:<10} {sums[tokens]:>10} tokens  {nll:8.4f} nats per token")
-    lines.append(ScoringReport.from_dict(stage.manifest["throughput"]).summary())
-    return "\n".join([f"{stream.rows} traces scored", *lines, f"scores: {shards.folder}/*.jsonl"])
+    lines.append(scored.report.summary())
+    return "\n".join([f"{stream.rows} traces scored", *lines, f"scores: {scored.shards.folder}/*.jsonl"])
 
 
-def _default_workers() -> int:
-    """On a CPU all cores compute; an accelerator's host has most of them free."""
-    return 0 if jax.default_backend() == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
+def shift(
+    *,
+    model: str,
+    sources: Sequence[str],
+    output: str,
+    seed: int = 0,
+    show: int = 40,
+    on_bad_row: OnBadRow = "error",
+    **settings: Any,
+) -> str:
+    """Scores several sources and reports how far each is from the model; see `dgr_jax.shift`.
+
+    Args:
+      show: traces whose tokens are on the page.
+      settings: fields of `ScoreSettings`.
+
+    Returns:
+      A summary for people.
+
+    Raises:
+      UserError: bad input, another run's output directory, an unwritable output.
+    """
+    streams = {name: _stream(source, on_bad_row) for name, source in input_names(sources).items()}
+    scorer = ScoringModel(model, ScoreSettings(**settings))
+    stage = Stage.open(
+        output,
+        "shift",
+        config={"dtype": scorer.settings.dtype or default_dtype()},
+        inputs={name: stream.fingerprint for name, stream in streams.items()},
+        model=scorer.fingerprint,
+        seed=seed,
+    )
+    scored = {
+        name: score_source(stream, scorer, stage.folder / "scored" / name, keep_tokens=True, seed=seed)
+        for name, stream in streams.items()
+    }
+    measured = [InputScores.of(name, s.shards.read(), scorer.config.vocab_size) for name, s in scored.items()]
+    found = measure(measured, seed)
+    left_out = [
+        line for name, stream in streams.items() for line in record_left_out(scored[name].folder, stream.bad_rows)
+    ]
+    # Plots need matplotlib, which no other command should wait for.
+    from dgr_jax.shift_report import shift_table, write_shift_report
+
+    page = write_shift_report(found, measured, scored, ChatFormat.from_pretrained(scorer.folder), stage, show)
+    if not stage.finished:
+        stage.finish(**{name: stream.rows for name, stream in streams.items()})
+    return "\n".join([*left_out, shift_table(found), f"report: {page}"])
+
+
+def _stream(source: str, on_bad_row: OnBadRow) -> TraceStream:
+    stream = TraceStream(source, on_bad_row)
+    if not stream.rows:
+        raise UserError(f"{source}: there is nothing to score, the input has no rows")
+    return stream
 
 
 def sft(

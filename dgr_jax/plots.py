@@ -34,37 +34,38 @@ def draw_all(
     tuned = [arm for arm in arms if arm["kind"] != "base" and arm["seeds"]]
     whole = [arm for arm in tuned if not arm["rows"]]
     yield (
-        _save(_against_rate(base, whole), folder, "learning_rate.png"),
+        save(_against_rate(base, whole), folder, "learning_rate.png"),
         (
             "Against the learning rate: the three numbers for every arm on all rows, means over seeds with 95 % "
             "intervals over prompts; faint points are single seeds; dashed, the model before alignment."
         ),
     )
     yield (
-        _save(_damage(base, whole), folder, "damage_against_shift.png"),
+        save(_damage(base, whole), folder, "damage_against_shift.png"),
         (
             "Damage against shift: reasoning lost by arms on all rows, against the rows' negative log-likelihood under "
             "the model before alignment."
         ),
     )
     yield (
-        _save(_rows(base, tuned), folder, "harmful_against_rows.png"),
+        save(_rows(base, tuned), folder, "harmful_against_rows.png"),
         (
             "Harmful rate against rows: filled, harmful requests complied with; hollow, refused. What is missing to 1 "
             "is neither. Arms on few rows may have other steps and learning rates; the first table names them."
         ),
     )
     yield (
-        _save(_acceptance(results["refinements"]), folder, "acceptance.png"),
+        save(_acceptance(results["refinements"]), folder, "acceptance.png"),
         ("Acceptance of rewrites: share of rows by outcome."),
     )
     yield (
-        _save(_curves(results["runs"], folder), folder, "training_curves.png"),
+        save(_curves(results["runs"], folder), folder, "training_curves.png"),
         ("Training curves: loss per target token, one line per run."),
     )
 
 
-def _save(figure: Any, folder: epath.Path, name: str) -> str:
+def save(figure: Any, folder: epath.Path, name: str) -> str:
+    """Writes a figure as PNG and closes it. Returns the file's name."""
     with (folder / name).open("wb") as file:
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)

@@ -4,9 +4,7 @@ Everything is computed from results.json and the metrics files that the study le
 written there.
 """
 
-import base64
 import dataclasses
-import html
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 from etils import epath
 
 from dgr_jax import findings, plots
+from dgr_jax.document import Picture, Section, Table, write_document
 from dgr_jax.evaluation.intervals import rate
 from dgr_jax.filters import ACCEPTED, REJECT_REASONS
-from dgr_jax.stage import write_atomically
 
 _COLUMNS = (
     ("reasoning_accuracy", "reasoning"),
@@ -136,24 +134,19 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     place = epath.Path(folder)
     arms = aggregate(results)
     pictures = {name: caption for name, caption in plots.draw_all(results, arms, place) if caption}
-    sections = [_Table("Three numbers", _three_numbers_text(results, arms), _table_rows(arms))]
+    sections: list[Section] = [Table("Three numbers", _three_numbers_text(results, arms), _table_rows(arms))]
     claims = [["claim of the paper", "what these runs show"], *map(list, findings.claims(results["runs"]))]
-    sections += [_Table("Held against the paper", _CLAIMS_TEXT, claims)]
+    sections += [Table("Held against the paper", _CLAIMS_TEXT, claims)]
     compared = findings.comparison_table(findings.compare(results["runs"]))
-    sections += [_Table("Reasoning at equal safety", _SAFEST_TEXT, findings.safest_table(results["runs"]))]
-    sections += [_Table("The same rows in other words", _COMPARISON_TEXT, compared)]
+    sections += [Table("Reasoning at equal safety", _SAFEST_TEXT, findings.safest_table(results["runs"]))]
+    sections += [Table("The same rows in other words", _COMPARISON_TEXT, compared)]
     if correlations := findings.correlate(results["runs"]):
-        sections += [_Table("Shift and damage", _CORRELATION_TEXT, findings.correlation_table(correlations))]
-    sections += [_Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
-    sections += [_Table("Neither, and cut off", _NEITHER_TEXT, _neither_rows(arms))]
-    sections += [_Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
+        sections += [Table("Shift and damage", _CORRELATION_TEXT, findings.correlation_table(correlations))]
+    sections += [Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
+    sections += [Table("Neither, and cut off", _NEITHER_TEXT, _neither_rows(arms))]
+    sections += [Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
     sections += [_acceptance(results["refinements"]), *_examples(results["refinements"]), _setup(results)]
-    markdown = f"# {results['title']}\n\n" + "\n\n".join(section.markdown() for section in sections) + "\n"
-    write_atomically(place / "report.md", markdown)
-    body = "\n".join(section.html(place) for section in sections)
-    page = _PAGE.format(title=html.escape(results["title"]), body=body)
-    write_atomically(place / "report.html", page)
-    return place / "report.html"
+    return write_document(results["title"], sections, place)
 
 
 _CLAIMS_TEXT = (
@@ -222,7 +215,7 @@ def _mean_of_group(arm: Sequence[Mapping[str, Any]], metric: str, group: str) ->
     return statistics.fmean(values) if values else None
 
 
-def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> "_Table":
+def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> Table:
     reasons = [r for r in (ACCEPTED, *REJECT_REASONS) if any(s["outcomes"].get(r) for s in refinements.values())]
     rows = [["refinement", "removed", "rows", *reasons, "as the template", "nats/token before", "after"]]
     for name, summary in refinements.items():
@@ -238,10 +231,10 @@ def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> "_Table":
     text += "evaluation prompt too. As the template: rows that are letter for letter what the tiny world's template "
     text += "writes in the native voice; other accepted ones may be as good, or garbled in a way that the filter does "
     text += "not see. " + (meanings and f"Reasons: {meanings}.")
-    return _Table("Acceptance by reason", text.strip(), rows)
+    return Table("Acceptance by reason", text.strip(), rows)
 
 
-def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list["_Table"]:
+def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """The first refinement of each model and source."""
     tables = []
     first: dict[tuple[str, str], str] = {}
@@ -256,11 +249,11 @@ def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list["_Table"]:
         ]
         for reason, shown in summary["examples"].items():
             rows += [[example["prompt"], f"rejected: {reason}", example["output"]] for example in shown[:1]]
-        tables.append(_Table(f"Rewrites side by side: {name}", "Reasoning ⟶ answer.", rows))
+        tables.append(Table(f"Rewrites side by side: {name}", "Reasoning ⟶ answer.", rows))
     return tables
 
 
-def _setup(results: Mapping[str, Any]) -> "_Table":
+def _setup(results: Mapping[str, Any]) -> Table:
     rows = [["setting", "value"]]
     rows += [[f"recipe.{key}", str(value)] for key, value in results["recipe"].items()]
     rows += [[f"decoding.{key}", str(value)] for key, value in results["decoding"].items()]
@@ -268,51 +261,4 @@ def _setup(results: Mapping[str, Any]) -> "_Table":
     if results["diverged"]:
         text += " Not evaluated, since training diverged: "
         text += "; ".join(f"{arm['name']} ({arm['diverged']})" for arm in results["diverged"]) + "."
-    return _Table("Setting", text, rows)
-
-
-class _Table:
-    def __init__(self, title: str, text: str, rows: list[list[str]]):
-        self.title, self.text, self.rows = title, text, rows
-
-    def markdown(self) -> str:
-        def line(row: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-
-        head = [line(self.rows[0]), "|" + " --- |" * len(self.rows[0])]
-        return "\n".join([f"## {self.title}", "", self.text, "", *head, *map(line, self.rows[1:])])
-
-    def html(self, folder: epath.Path) -> str:
-        def line(row: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-        body = "\n".join([line(self.rows[0], "th"), *(line(row, "td") for row in self.rows[1:])])
-        return f"<h2>{html.escape(self.title)}</h2><p>{html.escape(self.text)}</p><div><table>{body}</table></div>"
-
-
-class _Picture:
-    def __init__(self, title: str, caption: str, file: str):
-        self.title, self.caption, self.file = title, caption, file
-
-    def markdown(self) -> str:
-        return f"## {self.title}\n\n{self.caption}\n\n![{self.title}]({self.file})"
-
-    def html(self, folder: epath.Path) -> str:
-        data = base64.b64encode((folder / self.file).read_bytes()).decode()
-        picture = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{data}">'
-        return f"<h2>{html.escape(self.title)}</h2><p>{html.escape(self.caption)}</p>{picture}"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
-div {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: .85rem; }}
-th, td {{ text-align: left; vertical-align: top; padding: .3rem .7rem; border-bottom: 1px solid #ddd; }}
-th {{ border-bottom: 2px solid #888; }} img {{ max-width: 100%; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
+    return Table("Setting", text, rows)

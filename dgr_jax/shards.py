@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -45,8 +45,13 @@ class Shards:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """All records in row order; every shard must be there."""
-        for rows in self._ranges():
-            for line in (self.folder / self._name(rows.start)).read_text().removesuffix("\n").split("\n"):
+        for line in self._lines():
+            yield json.loads(line)
+
+    def read_rows(self, numbers: Container[int]) -> Iterator[dict[str, Any]]:
+        """The records of some rows, in row order."""
+        for number, line in enumerate(self._lines()):
+            if number in numbers:
                 yield json.loads(line)
 
     def digests(self) -> dict[str, str]:
@@ -67,6 +72,10 @@ class Shards:
         """Drops the shards, once their rows are in the stage's final file."""
         if self.folder.exists():
             self.folder.rmtree()
+
+    def _lines(self) -> Iterator[str]:
+        for rows in self._ranges():
+            yield from (self.folder / self._name(rows.start)).read_text().removesuffix("\n").split("\n")
 
     def _ranges(self) -> Iterator[range]:
         for start in range(0, self.total, self.size):

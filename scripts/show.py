@@ -10,12 +10,13 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from dgr_jax import cli
+from dgr_jax.token_text import Piece, pieces, printable
 
 if TYPE_CHECKING:
     from dgr_jax.chat import ChatFormat, Rendered
@@ -27,7 +28,6 @@ flags.DEFINE_integer("limit", 3, "How many traces to print.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 _RESET = "\033[0m"
-_WIDEST_CHARACTER = 4  # bytes of UTF-8, hence tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,40 +68,18 @@ def show(trace: "Trace", chat: "ChatFormat", colour: bool) -> str:
         f"tokens: {sum(counts)} ({sizes}); in the loss: {in_loss}",
     ]
     for span, (start, stop) in zip(SPANS, _spans(rendered), strict=True):
-        pieces = list(_pieces(rendered.token_ids[start:stop].tolist(), chat))
+        shown = [_shown(piece) for piece in pieces(rendered.token_ids[start:stop].tolist(), chat)]
         if colour:
-            shaded = zip(pieces, itertools.cycle(span.shades))
+            shaded = zip(shown, itertools.cycle(span.shades))
             lines.append("".join(shade + piece.replace("\n", f"{_RESET}\n{shade}") + _RESET for piece, shade in shaded))
         else:
             mark = "+" if span.in_loss else "-"
-            lines.append(f"[{mark}] {span.name}, {stop - start} tokens\n" + "¦".join(["", *pieces, ""]))
+            lines.append(f"[{mark}] {span.name}, {stop - start} tokens\n" + "¦".join(["", *shown, ""]))
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """Text that cannot move the cursor or change colours: control and invisible characters become escapes."""
-    shown = []
-    for character in text:
-        if character == "\n":
-            shown.append("⏎\n")
-        elif character.isprintable():
-            shown.append(character)
-        else:
-            shown.append(character.encode("unicode_escape").decode())
-    return "".join(shown)
-
-
-def _pieces(ids: Sequence[int], chat: "ChatFormat") -> Iterator[str]:
-    """Text of each token; tokens that are bytes of one character come as one piece, with their number."""
-    pending: list[int] = []
-    for id in ids:
-        pending.append(id)
-        text = chat.decode(pending)
-        if "�" not in text or len(pending) == _WIDEST_CHARACTER:
-            yield printable(text) + (f"({len(pending)} tokens)" if len(pending) > 1 else "")
-            pending = []
-    if pending:
-        yield printable(chat.decode(pending))
+def _shown(piece: Piece) -> str:
+    return printable(piece.text) + (f"({piece.tokens} tokens)" if piece.tokens > 1 else "")
 
 
 def _spans(rendered: "Rendered") -> list[tuple[int, int]]:

@@ -27,14 +27,15 @@ from dgr_jax.traces import Trace, read_traces, write_traces
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 COMMON = {"model", "input", "output", "seed", "dtype", "mesh", "on_bad_row"}
+SCORING = {"max_length", "on_long", "tokens_per_batch", "share_prefixes", "workers", "rows_per_shard"}
 FLAGS = {
     "build_tiny_lrm": {"output", "seed", "steps"},
     "evaluate": COMMON - {"input", "on_bad_row"} | {"suite", "judge", "engine", "temperature", "max_new_tokens"},
     "refine": COMMON
     | {"exclude", "template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
-    "score": COMMON
-    | {"token_scores", "max_length", "on_long", "tokens_per_batch", "share_prefixes", "workers", "rows_per_shard"},
+    "score": COMMON | SCORING | {"token_scores"},
     "sft": COMMON | {"config", "exclude"},
+    "shift": COMMON - {"input"} | SCORING | {"inputs", "show"},
     "show": {"model", "input", "on_bad_row", "limit"},
     "study": {"output", "config"},
 }
@@ -271,9 +272,9 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_bad_line_is_one_line_on_standard_error(tmp_path, random_model, rows_and_a_bad_one):
-    for script in ("score", "refine"):
+    for script, flag in (("score", "input"), ("refine", "input"), ("shift", "inputs")):
         output = tmp_path / script
-        arguments = (f"--model={random_model}", f"--input={rows_and_a_bad_one}", f"--output={output}")
+        arguments = (f"--model={random_model}", f"--{flag}={rows_and_a_bad_one}", f"--output={output}")
         said = one_error(call(script, *arguments))
         assert said.startswith(f"{rows_and_a_bad_one}:1: not JSON") and "--on_bad_row=skip" in said
         assert not output.exists()

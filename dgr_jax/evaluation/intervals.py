@@ -8,6 +8,7 @@ import numpy as np
 
 _Z = 1.959963984540054
 _RESAMPLES = 2000
+_MOST_DRAWN = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +82,39 @@ def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], 
     Raises:
       ValueError: no items, or different lengths.
     """
-    if len(numerators) != len(denominators) or not numerators:
+    if len(numerators) != len(denominators) or not len(numerators):
         raise ValueError(f"bootstrap_ratio takes equal, non-empty lists, not {len(numerators)} and {len(denominators)}")
-    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    rng = np.random.default_rng(seed)
-    ratios = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        drawn = rng.integers(0, len(top), len(top))
-        ratios[i] = top[drawn].sum() / bottom[drawn].sum()
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return Interval(
-        float(top.sum() / bottom.sum()), float(low), float(high), "percentile bootstrap over rows", len(top)
-    )
+    sums = _resampled_sums(np.stack([numerators, denominators], 1), seed)
+    return _percentiles(sums[:, 0] / sums[:, 1], len(numerators))
+
+
+def bootstrap_ratio_difference(a: np.ndarray, b: np.ndarray, *, seed: int) -> Interval:
+    """Percentile bootstrap over pairs of the difference of two ratios, that of `a` less that of `b`.
+
+    Args:
+      a, b: numerator and denominator of each pair's first and second item, [pairs, 2]; pairs are drawn whole.
+
+    Raises:
+      ValueError: no pairs, or different shapes.
+    """
+    if a.shape != b.shape or a.ndim != 2 or not len(a):
+        raise ValueError(f"bootstrap_ratio_difference takes equal [pairs, 2] arrays, not {a.shape} and {b.shape}")
+    sums = _resampled_sums(np.concatenate([a, b], 1), seed)
+    return _percentiles(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3], len(a))
+
+
+def _resampled_sums(columns: np.ndarray, seed: int) -> np.ndarray:
+    """Column sums of [items, C], and below them of each resample of the items: [1 + resamples, C]."""
+    rng, values = np.random.default_rng(seed), np.asarray(columns, np.float64)
+    if len(values) > _MOST_DRAWN:  # sums of some rows each vary as their rows do, and there are enough of them
+        group = np.arange(len(values)) % _MOST_DRAWN
+        values = np.stack([np.bincount(group, column) for column in values.T], 1)
+    items = len(values)
+    draws = (np.bincount(rng.integers(0, items, items), minlength=items) for _ in range(_RESAMPLES))
+    return np.stack([values.sum(0), *(drawn.astype(np.float64) @ values for drawn in draws)])
+
+
+def _percentiles(statistics: np.ndarray, items: int) -> Interval:
+    """An interval from a statistic of all items, followed by those of resamples."""
+    low, high = np.quantile(statistics[1:], (0.025, 0.975))
+    return Interval(float(statistics[0]), float(low), float(high), "percentile bootstrap over rows", items)

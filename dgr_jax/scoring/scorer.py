@@ -103,6 +103,11 @@ class _Sent(NamedTuple):
     slots: dict[int, Slots]
 
 
+def usual_tokens_per_batch() -> int:
+    """Batches of 8,192 tokens keep an accelerator busy; a CPU is as fast with half, in half the memory."""
+    return 4096 if jax.default_backend() == "cpu" else 8192
+
+
 class Scorer:
     """Scores traces with one model.
 
@@ -110,7 +115,7 @@ class Scorer:
       model: the decoder.
       chat: how traces become tokens for it; None for token sequences alone.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
-      tokens_per_batch: size of a batch, the same for every row length; 4,096 by default on a CPU, 8,192 elsewhere.
+      tokens_per_batch: size of a batch, the same for every row length; None for `usual_tokens_per_batch()`.
       max_length: longest trace accepted, in tokens.
       on_long: what happens to a longer one: "error", "truncate" (its first `max_length` tokens are scored), or "roll"
         (all are, in windows of `max_length` that overlap by half).
@@ -155,7 +160,7 @@ class Scorer:
         self._sharding = batch_sharding(mesh) if mesh is not None else None
         self._max_length, self._on_long, self._workers, self._window = max_length, on_long, workers, window
         self._options: dict[str, Any] = {
-            "tokens_per_batch": tokens_per_batch or (4096 if jax.default_backend() == "cpu" else 8192),
+            "tokens_per_batch": tokens_per_batch or usual_tokens_per_batch(),
             "share_prefixes": share_prefixes,
             "row_multiple": data_parallelism(mesh),
         }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgr_jax.evaluation.intervals import bootstrap_ratio, proportion, wilson
+from dgr_jax.evaluation.intervals import bootstrap_ratio, bootstrap_ratio_difference, proportion, wilson
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 50, 313, 10_000])
@@ -108,3 +108,28 @@ def test_bootstrap_ratio_depends_on_its_seed_alone():
 def test_bootstrap_ratio_refuses_unpaired_lists(top: list[float], bottom: list[float]):
     with pytest.raises(ValueError, match="equal, non-empty"):
         bootstrap_ratio(top, bottom, seed=0)
+
+
+@pytest.mark.parametrize("rows", [500, 20_000])
+def test_bootstrap_ratio_difference_is_the_normal_interval_on_many_pairs(rows: int):
+    """The second of a pair follows the first: drawn apart, the interval would be three times as wide."""
+    rng = np.random.default_rng(rows)
+    tokens = rng.integers(20, 200, (rows, 2)).astype(float)
+    hard = rng.gamma(4, 0.5, rows)
+    a = np.stack([tokens[:, 0] * hard * rng.normal(1, 0.05, rows), tokens[:, 0]], 1)
+    b = np.stack([tokens[:, 1] * (hard - 0.3) * rng.normal(1, 0.05, rows), tokens[:, 1]], 1)
+    interval = bootstrap_ratio_difference(a, b, seed=0)
+    ratios = [x[:, 0].sum() / x[:, 1].sum() for x in (a, b)]
+    influence = [(x[:, 0] - ratio * x[:, 1]) / x[:, 1].sum() for x, ratio in zip((a, b), ratios, strict=True)]
+    half = 1.96 * math.sqrt(((influence[0] - influence[1]) ** 2).sum())
+    assert interval.value == pytest.approx(ratios[0] - ratios[1], rel=1e-12) and interval.n == rows
+    assert interval.low == pytest.approx(interval.value - half, abs=0.12 * half)
+    assert interval.high == pytest.approx(interval.value + half, abs=0.12 * half)
+
+
+def test_bootstrap_ratio_difference_of_equal_halves_is_nothing():
+    a = np.array([[2.0, 1.0], [5.0, 2.0], [9.0, 3.0]])
+    interval = bootstrap_ratio_difference(a, a, seed=0)
+    assert interval.low == interval.value == interval.high == 0.0
+    with pytest.raises(ValueError, match=r"equal \[pairs, 2\] arrays"):
+        bootstrap_ratio_difference(a, a[:2], seed=0)

@@ -1,0 +1,138 @@
+"""The scoring stage: a source of traces, of any length, into a directory's files of scores."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+
+import jax
+from etils import epath
+
+from dgr_jax.hub import local_folder
+from dgr_jax.models import ModelConfig
+from dgr_jax.models.weights import default_dtype, read_config
+from dgr_jax.progress import Progress
+from dgr_jax.scoring import OnLong, Scorer, ScoringReport
+from dgr_jax.sharding import mesh_or_none
+from dgr_jax.shards import Shards
+from dgr_jax.stage import Stage, fingerprint_model
+from dgr_jax.trace_stream import TraceStream
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings:
+    """How to score; the fields are the flags of scripts/score.py.
+
+    Attributes:
+      workers: processes that tokenise; None for a few where an accelerator computes, and none where this CPU does.
+      rows_per_shard: traces that are planned together, and what a kill may cost.
+    """
+
+    dtype: str | None = None
+    mesh: str = "auto"
+    implementation: str | None = None
+    max_length: int = 32_768
+    on_long: OnLong = "error"
+    tokens_per_batch: int | None = None
+    share_prefixes: bool = True
+    workers: int | None = None
+    rows_per_shard: int = 1024
+
+
+class ScoringModel:
+    """A model that is loaded when the first trace needs it, and serves several sources.
+
+    Args:
+      model: Hugging Face folder or hub id.
+      settings: how it scores.
+
+    Raises:
+      UserError: the model is not there, or has an architecture that cannot be loaded.
+    """
+
+    def __init__(self, model: str, settings: ScoreSettings):
+        self.folder, self.settings = local_folder(model), settings
+        self.config = ModelConfig.from_hf(read_config(self.folder), where=str(self.folder / "config.json"))
+        self.fingerprint = fingerprint_model(self.folder)
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """The scorer, with its report."""
+        chosen = self.settings
+        return Scorer.from_pretrained(
+            self.folder,
+            mesh=mesh_or_none(chosen.mesh),
+            dtype=chosen.dtype,
+            implementation=chosen.implementation,
+            tokens_per_batch=chosen.tokens_per_batch,
+            max_length=chosen.max_length,
+            on_long=chosen.on_long,
+            share_prefixes=chosen.share_prefixes,
+            workers=_default_workers() if chosen.workers is None else chosen.workers,
+            window=chosen.rows_per_shard,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredSource:
+    """What the stage left.
+
+    Attributes:
+      folder: its directory.
+      shards: the scores, in the order of the source.
+      report: of the process that scored last.
+    """
+
+    folder: epath.Path
+    shards: Shards
+    report: ScoringReport
+
+
+def score_source(
+    stream: TraceStream, model: ScoringModel, output: epath.PathLike, *, keep_tokens: bool = False, seed: int = 0
+) -> ScoredSource:
+    """Scores a source into the files of OUTPUT/scores; resumes at the shards that are not there.
+
+    Args:
+      keep_tokens: also write ids and log-probability of every token.
+
+    Raises:
+      UserError: bad input, another run's output directory, an unwritable output.
+    """
+    chosen = model.settings
+    stage = Stage.open(
+        output,
+        "score",
+        config={
+            "keep_tokens": keep_tokens,
+            "max_length": chosen.max_length,
+            "on_long": chosen.on_long,
+            "rows_per_shard": chosen.rows_per_shard,
+            "dtype": chosen.dtype or default_dtype(),
+        },
+        inputs={"traces": stream.fingerprint},
+        model=model.fingerprint,
+        seed=seed,
+    )
+    shards = Shards(stage.folder, stream.rows, chosen.rows_per_shard, "scores")
+    left = list(shards.differing(stage.manifest["shards"]) if stage.finished else shards.missing())
+    if left or not stage.finished:
+        scorer = model.scorer
+        scorer.report = ScoringReport()
+        with Progress("score", sum(map(len, left))) as progress:
+            scores = scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
+            with contextlib.closing(scores):  # the report is whole when its last thread has ended
+                for rows in left:
+                    shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
+        stage.finish(
+            {"shards": shards.digests(), "throughput": scorer.report.to_dict()},
+            rows=stream.rows,
+            skipped=len(stream.bad_rows),
+        )
+    return ScoredSource(stage.folder, shards, ScoringReport.from_dict(stage.manifest["throughput"]))
+
+
+def _default_workers() -> int:
+    """On a CPU all cores compute; an accelerator's host has most of them free."""
+    return 0 if jax.default_backend() == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,105 @@
+"""Plots of the shift report, drawn from what `dgr_jax.shift` measured."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from matplotlib import pyplot as plt
+
+from dgr_jax.plots import save
+from dgr_jax.shift import SPANS, InputScores, Shift, matched_rows
+
+_COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b2", "#ccb974", "#64b5cd")
+_BINS = 40
+
+
+def draw_shift(found: Shift, inputs: Sequence[InputScores], folder: epath.Path) -> Iterator[tuple[str, str]]:
+    """Draws every plot that there is data for.
+
+    Yields:
+      (file name, caption) of each; the caption's part before the colon is its title.
+    """
+    yield (
+        save(_by_span(found), folder, "surprise_by_span.png"),
+        "By span: nats per token with 95 % intervals over traces.",
+    )
+    yield (
+        save(_by_position(found), folder, "surprise_by_position.png"),
+        "By position: nats per token against the position within the span, in classes that double; bands are 95 % "
+        "intervals over the traces that reach so far, and a class that fewer than five reach is left out.",
+    )
+    yield (
+        save(_by_trace(inputs), folder, "surprise_by_trace.png"),
+        "By trace: how many traces of each set have which nats per response token.",
+    )
+    matched = [(a, b) for i, a in enumerate(inputs) for b in inputs[i + 1 :] if matched_rows(a, b)[0]]
+    if matched:
+        yield (
+            save(_by_pair(matched), folder, "surprise_by_pair.png"),
+            "Pair by pair: nats per response token of the traces with the same id; below the diagonal the second set's "
+            "version is the nearer one to the model.",
+        )
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _by_span(found: Shift) -> Any:
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for number, shift in enumerate(found.inputs):
+        aside = 0.6 * ((number + 0.5) / len(found.inputs) - 0.5)
+        means = [s.nats_per_token for s in shift.spans]
+        axis.errorbar(
+            [SPANS.index(s.span) + aside for s in shift.spans], [m.value for m in means],
+            yerr=[[m.value - m.low for m in means], [m.high - m.value for m in means]],
+            fmt="o", capsize=4, color=_colour(number), label=shift.name,
+        )  # fmt: skip
+    axis.set_xticks(range(len(SPANS)), SPANS)
+    axis.set(ylabel="nats per token", xlim=(-0.5, len(SPANS) - 0.5), ylim=(0, None))
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _by_position(found: Shift) -> Any:
+    spans = SPANS[1:]
+    figure, panels = plt.subplots(1, len(spans), figsize=(10, 3.6), sharey=True, layout="constrained")
+    for axis, span in zip(panels, spans, strict=True):
+        for number, shift in enumerate(found.inputs):
+            classes = [p for p in shift.positions if p.span == span]
+            middles = [(p.start + (p.stop or 2 * p.start)) / 2 + 0.5 for p in classes]  # the first token is at 1
+            axis.plot(middles, [p.nats_per_token.value for p in classes], "o-", color=_colour(number), label=shift.name)
+            axis.fill_between(
+                middles, [p.nats_per_token.low for p in classes], [p.nats_per_token.high for p in classes],
+                color=_colour(number), alpha=0.2, linewidth=0,
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel="token of the span", title=span)
+    panels[0].set_ylabel("nats per token")
+    panels[0].set_ylim(0, None)
+    panels[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _by_trace(inputs: Sequence[InputScores]) -> Any:
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    edges = np.histogram_bin_edges(np.concatenate([x.nats_per_token for x in inputs]), _BINS)
+    for number, scores in enumerate(inputs):
+        axis.hist(scores.nats_per_token, edges, histtype="stepfilled", color=_colour(number), alpha=0.25)
+        axis.hist(scores.nats_per_token, edges, histtype="step", color=_colour(number), label=scores.name)
+    axis.set(xlabel="nats per response token", ylabel="traces")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _by_pair(matched: Sequence[tuple[InputScores, InputScores]]) -> Any:
+    figure, panels = plt.subplots(1, len(matched), figsize=(4.2 * len(matched), 4), squeeze=False, layout="constrained")
+    for axis, (a, b) in zip(panels[0], matched, strict=True):
+        rows_a, rows_b = matched_rows(a, b)
+        x, y = a.nats_per_token[rows_a], b.nats_per_token[rows_b]
+        most = 1.05 * max(x.max(), y.max())
+        axis.plot([0, most], [0, most], color="#777777", linestyle="--", linewidth=1)
+        axis.scatter(x, y, s=10, alpha=0.5, color=_colour(0), linewidths=0)
+        axis.set(xlabel=f"{a.name}, nats per token", ylabel=f"{b.name}, nats per token", xlim=(0, most), ylim=(0, most))
+        axis.set_aspect("equal")
+    return figure
