@@ -28,9 +28,10 @@ check-hardware: .venv/hardware/installed  ## The kernels compile for TPU v5e, v5
 compiled-memory: .venv/hardware/installed  ## The kernels' temporary memory on those devices, by their compilers.
 	JAX_PLATFORMS=cpu .venv/hardware/bin/python benchmarks/compiled_memory.py
 
-benchmarks: .venv/installed  ## Attention and token scores beside their rivals; small on a CPU.
+benchmarks: .venv/parity  ## Attention, token scores and scoring beside their rivals; small on a CPU, a quarter of an hour.
 	$(RUN) benchmarks/attention.py
 	$(RUN) benchmarks/token_scores.py
+	$(RUN) benchmarks/scoring.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ from dgr_jax.models.config import ModelConfig
 
 HERE = pathlib.Path(__file__).parent
 MODELS = {
+    "tiny": ModelConfig("qwen3", 2048, 64, 128, 2, 4, 2, 16, qk_norm=True, tie_embeddings=True),  # for CI
     "103m": ModelConfig("qwen3", 151_936, 512, 1536, 8, 8, 4, 64, qk_norm=True, tie_embeddings=True),
     "qwen3-0.6b": ModelConfig("qwen3", 151_936, 1024, 3072, 28, 16, 8, 128, qk_norm=True, tie_embeddings=True),
     "qwen3-8b": ModelConfig("qwen3", 151_936, 4096, 12_288, 36, 32, 8, 128, qk_norm=True),

@@ -58,9 +58,19 @@ def run(main: Callable[[list[str]], object]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
 
+    def alone_or_joined(argv: list[str]) -> None:
+        try:
+            guarded(argv)
+        except BaseException as error:
+            if FLAGS.get_flag_value("hosts", None):
+                from dgr_jax import hosts
+
+                hosts.abandon(error)
+            raise
+
     # absl would switch on INFO, and with it pages of Orbax; --verbosity=0 still does.
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(alone_or_joined, flags_parser=_parse_flags)
 
 
 def define_common_flags(*names: str, required: Sequence[str] = ()) -> None:
@@ -109,6 +119,12 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
         "auto",
         'Device mesh: "auto" (all on fsdp) or sizes such as data=2,fsdp=4,tensor=1; one may be -1.',
     ),
+    "hosts": lambda: flags.DEFINE_string(
+        "hosts",
+        None,
+        'One run on several hosts, the same command on each: "auto" on a TPU pod or under Slurm, or '
+        "ADDRESS:PORT,COUNT,INDEX with the first host's address and this host's index from 0.",
+    ),
     "implementation": lambda: flags.DEFINE_enum(
         "implementation",
         None,
@@ -129,6 +145,14 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
         "and counted; repeatable.",
     ),
 }
+
+
+def join_hosts() -> None:
+    """Joins the hosts that --hosts names, if any; before anything asks for a device."""
+    if FLAGS.hosts:
+        from dgr_jax import hosts
+
+        hosts.join(FLAGS.hosts)
 
 
 def define_config_flag(default: str | None, help: str) -> None:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dgr_jax import hosts
 from dgr_jax.chat import ChatFormat
 from dgr_jax.engine import Decoding, Engine
 from dgr_jax.errors import UserError
@@ -28,6 +29,9 @@ from dgr_jax.traces import OnBadRow
 
 _SUMS = ("n_tokens", "log_prob", "reasoning_tokens", "reasoning_log_prob", "answer_tokens", "answer_log_prob")
 """Of a scores file: what adds up, by span."""
+
+
+_ELSEWHERE = "done; the files and the summary are with the first host"
 
 
 def score(
@@ -56,6 +60,8 @@ def score(
     scored = score_source(
         stream, ScoringModel(model, ScoreSettings(**settings)), output, keep_tokens=keep_tokens, seed=seed
     )
+    if not hosts.writes():
+        return _ELSEWHERE
     sums = collections.Counter[str]()
     for row in scored.shards.read():
         sums.update({name: row[name] for name in _SUMS})
@@ -103,6 +109,8 @@ def shift(
         name: score_source(stream, scorer, stage.folder / "scored" / name, keep_tokens=True, seed=seed)
         for name, stream in streams.items()
     }
+    if not hosts.writes():
+        return _ELSEWHERE
     measured = [InputScores.of(name, s.shards.read(), scorer.config.vocab_size) for name, s in scored.items()]
     found = measure(measured, seed)
     left_out = [

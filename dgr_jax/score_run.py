@@ -9,6 +9,7 @@ import os
 import jax
 from etils import epath
 
+from dgr_jax import hosts
 from dgr_jax.hub import local_folder
 from dgr_jax.models import ModelConfig
 from dgr_jax.models.weights import default_dtype, read_config
@@ -94,6 +95,8 @@ def score_source(
 ) -> ScoredSource:
     """Scores a source into the files of OUTPUT/scores; resumes at the shards that are not there.
 
+    On several hosts all call this, and the one that writes has the files.
+
     Args:
       keep_tokens: also write ids and log-probability of every token.
 
@@ -116,7 +119,12 @@ def score_source(
         seed=seed,
     )
     shards = Shards(stage.folder, stream.rows, chosen.rows_per_shard, "scores")
-    left = list(shards.differing(stage.manifest["shards"]) if stage.finished else shards.missing())
+
+    def not_there() -> list[tuple[int, int]]:
+        found = shards.differing(stage.manifest["shards"]) if stage.finished else shards.missing()
+        return [(rows.start, rows.stop) for rows in found]
+
+    left = [range(*bounds) for bounds in hosts.from_writer(not_there)]
     if left or not stage.finished:
         scorer = model.scorer
         scorer.report = ScoringReport()
@@ -126,7 +134,7 @@ def score_source(
                 for rows in left:
                     shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
         stage.finish(
-            {"shards": shards.digests(), "throughput": scorer.report.to_dict()},
+            {"shards": hosts.from_writer(shards.digests), "throughput": scorer.report.to_dict()},
             rows=stream.rows,
             skipped=len(stream.bad_rows),
         )

@@ -90,6 +90,13 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["batch"]))
 
 
+def put_rows[T](rows: T, sharding: NamedSharding | None) -> T:
+    """A batch of host arrays, the same in every process, on the devices; each process moves what its own hold."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(rows, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), rows)
+
+
 def data_parallelism(mesh: Mesh | None) -> int:
     """How many ways a batch is split: the number of rows must be a multiple of it."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

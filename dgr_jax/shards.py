@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from dgr_jax.stage import write_atomically
+from dgr_jax.stage import remove_partial, write_atomically
 
 
 class Shards:
@@ -28,7 +28,10 @@ class Shards:
 
     def missing(self) -> Iterator[range]:
         """Row ranges that are still to be done, in order: those without a shard, or with a damaged one."""
-        present = {f.name for f in self.folder.iterdir()} if self.folder.exists() else set()
+        present = set()
+        if self.folder.exists():
+            remove_partial(self.folder)
+            present = {f.name for f in self.folder.iterdir()}
         for rows in self._ranges():
             name = self._name(rows.start)
             if name not in present:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 from etils import epath
 
+from dgr_jax import hosts
 from dgr_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -25,9 +27,13 @@ _IDENTITY = ("stage", "config", "inputs", "model", "seed")
 def write_atomically(path: epath.PathLike, text: str) -> None:
     """Writes a text file that is either whole or not there (temporary name, then rename).
 
+    Of the processes of several hosts, one writes; in the others this does nothing.
+
     Raises:
       UserError: the place cannot be written.
     """
+    if not hosts.writes():
+        return
     file = epath.Path(path)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
@@ -39,6 +45,17 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}; give a writable --output") from error
+
+
+def remove_partial(folder: epath.PathLike) -> None:
+    """Removes what a kill left of `write_atomically` in a folder that no other process writes to."""
+    for file in epath.Path(folder).iterdir():
+        if _is_partial(file):
+            file.unlink(missing_ok=True)
+
+
+def _is_partial(file: epath.Path) -> bool:
+    return re.fullmatch(r"\..+\.\d+\.partial", file.name) is not None
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -137,24 +154,11 @@ class Stage:
           UserError: the directory holds another configuration's output (the message names the field) or anything
             else, or cannot be written.
         """
-        path = epath.Path(folder)
         asked = {"stage": name, "config": dict(config), "inputs": dict(inputs), "model": model, "seed": seed}
         asked = json.loads(json.dumps(asked))
-        file = path / MANIFEST
-        if file.exists():
-            manifest = _read_manifest(file)
-            changed = [field for field in _IDENTITY if manifest.get(field) != asked[field]]
-            if not changed:
-                return cls(path, bool(manifest.get("finished")), manifest)
-            # A manifest alone is left by a call that failed before its first result: the corrected one may go on.
-            if manifest.get("finished") or any(other.name != MANIFEST for other in path.iterdir()):
-                difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
-                raise UserError(f"{file}: {difference}; choose another --output, or delete this one to start again")
-        elif path.is_dir() and any(path.iterdir()):
-            raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another --output")
-        manifest = asked | {"command": shlex.join(sys.argv), **environment(), "finished": False}
-        write_json(file, manifest)
-        return cls(path, False, manifest)
+        path = epath.Path(folder)
+        finished, manifest = hosts.from_writer(lambda: _begin_or_resume(path, asked))
+        return cls(path, finished, manifest)
 
     def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
         """Marks the directory whole and records counts and seconds (of this process; a resume counts its own).
@@ -167,6 +171,27 @@ class Stage:
         self.manifest |= {**(details or {}), "counts": counts, "seconds": seconds, "finished": True}
         write_json(self.folder / MANIFEST, self.manifest)
         self.finished = True
+
+
+def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether the directory of a stage is finished, and its manifest."""
+    file = path / MANIFEST
+    others = [f for f in path.iterdir() if f.name != MANIFEST and not _is_partial(f)] if path.is_dir() else []
+    if file.exists():
+        manifest = _read_manifest(file)
+        changed = [field for field in _IDENTITY if manifest.get(field) != asked[field]]
+        if not changed:
+            remove_partial(path)
+            return bool(manifest.get("finished")), manifest
+        # A manifest alone is left by a call that failed before its first result: the corrected one may go on.
+        if manifest.get("finished") or others:
+            difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
+            raise UserError(f"{file}: {difference}; choose another --output, or delete this one to start again")
+    elif others:
+        raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another --output")
+    manifest = {**asked, "command": shlex.join(sys.argv), **environment(), "finished": False}
+    write_json(file, manifest)
+    return False, manifest
 
 
 def _read_manifest(file: epath.Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ cli.define_common_flags(
     "seed",
     "dtype",
     "mesh",
+    "hosts",
     "implementation",
     "on_bad_row",
     required=("model", "input", "output"),
@@ -24,6 +25,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
+    cli.join_hosts()
     from dgr_jax import commands
 
     summary = commands.score(

@@ -16,16 +16,18 @@ cli.define_common_flags(
     "seed",
     "dtype",
     "mesh",
+    "hosts",
     "implementation",
     "on_bad_row",
     required=("model", "inputs", "output"),
 )
 cli.define_scoring_flags()
-flags.DEFINE_integer("show", 40, "At most so many traces have their tokens on the page, spread evenly by surprise.", lower_bound=0)
+flags.DEFINE_integer("show", 40, "Most traces whose tokens are on the page; evenly spread by surprise.", lower_bound=0)
 FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
+    cli.join_hosts()
     from dgr_jax import commands
 
     summary = commands.shift(

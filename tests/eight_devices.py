@@ -3,6 +3,7 @@
 python tests/eight_devices.py MODEL FOLDER
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -18,6 +19,7 @@ from dgr_jax.scoring import Scorer
 from dgr_jax.sft import SFTConfig, train, training_sequences
 from dgr_jax.sharding import make_mesh
 from dgr_jax.tiny_world.alignment import safety_rows
+from dgr_jax.traces import Trace
 
 MESHES = (None, "auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
 ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
@@ -36,6 +38,8 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
         exported = (folder / f"export-{text}" / "model.safetensors").read_bytes()
         results[str(text)] = {
             "scores": [score.token_log_probs for score in scorer.score(ROWS, keep_tokens=True)],
+            "shared": [score.token_log_probs for score in scorer.score(continuations(), keep_tokens=True)],
+            "saved": scorer.report.shared,
             "tokens": {c.id: c.token_ids for c in completions},
             "losses": losses(model, folder / f"sft-{text}", scorer.chat, mesh),
             "largest share": max(
@@ -44,6 +48,15 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
             "weights": hashlib.sha256(exported).hexdigest(),
         }
     print(json.dumps(results))
+
+
+def continuations() -> list[Trace]:
+    """Rows whose prompts, and often the beginnings of their responses, are each other's."""
+    return [
+        dataclasses.replace(row, id=f"{row.id}/{n}", answer=f"{row.answer} {other.answer}")
+        for row in ROWS[:4]
+        for n, other in enumerate(ROWS[4:9])
+    ]
 
 
 def losses(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> list[float]:

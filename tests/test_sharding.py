@@ -42,6 +42,13 @@ def test_scores(results, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+def test_scores_with_shared_prefixes(results, mesh):
+    assert results[mesh]["saved"] > 1000
+    for here, alone in zip(results[mesh]["shared"], results["None"]["shared"], strict=True):
+        np.testing.assert_allclose(here, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_generated_tokens(results, mesh):
     assert results[mesh]["tokens"] == results["None"]["tokens"]
 

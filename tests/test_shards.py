@@ -47,11 +47,12 @@ def test_missing_ranges_can_be_written_while_they_are_listed(tmp_path: pathlib.P
     assert [r["id"] for r in shards.read()] == [0, 1, 2, 3, 4]
 
 
-def test_partial_shards_are_ignored(tmp_path: pathlib.Path):
+def test_partial_shards_are_no_shards_and_are_removed(tmp_path: pathlib.Path):
     shards = Shards(epath.Path(tmp_path), 4, 2)
     shards.write(range(2), map(record, range(2)))
     (tmp_path / "parts" / ".000001.jsonl.123.partial").write_text('{"id": 2}\n{"id"')
     assert list(shards.missing()) == [range(2, 4)]
+    assert [f.name for f in (tmp_path / "parts").iterdir()] == ["000000.jsonl"]
     shards.write(range(2, 4), map(record, range(2, 4)))
     assert [r["id"] for r in shards.read()] == [0, 1, 2, 3]
 

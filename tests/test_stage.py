@@ -208,6 +208,13 @@ def test_writers_of_two_processes_do_not_share_a_name(tmp_path: pathlib.Path, mo
     assert len(set(seen)) == 2 and str(os.getpid()) != seen[0] and (tmp_path / "x").read_text() == "2"
 
 
+def test_what_a_kill_left_of_a_manifest_is_not_something_else(tmp_path: pathlib.Path):
+    (tmp_path / ".manifest.json.123.partial").write_text('{"stage": ')
+    assert not begin(tmp_path).finished
+    assert not begin(tmp_path).finished
+    assert [f.name for f in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path):
     (tmp_path / "model").mkdir()
     with pytest.raises(UserError, match="has files of something else and no manifest.json; choose another --output"):

@@ -29,7 +29,7 @@ from dgr_jax.scoring.plan import Batch, plan
 from dgr_jax.scoring.report import DeviceClock, ScoringReport
 from dgr_jax.scoring.trace_score import TraceScore
 from dgr_jax.scoring.windows import rolling_windows
-from dgr_jax.sharding import batch_sharding, data_parallelism
+from dgr_jax.sharding import batch_sharding, data_parallelism, put_rows
 from dgr_jax.traces import Trace
 
 _AHEAD = 2
@@ -292,7 +292,7 @@ class Scorer:
                 yield _Sent(job, None, None, {})
             for batch in batches:
                 rows, slots = fill_rows(job.sequences, batch.layout, batch.shape)
-                yield _Sent(job, batch, jax.device_put(rows, self._sharding), slots)
+                yield _Sent(job, batch, put_rows(rows, self._sharding), slots)
 
     def _dispatch(self, sent: _Sent, clock: DeviceClock) -> SequenceScores | None:
         if sent.batch is None:
