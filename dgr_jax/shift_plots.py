@@ -83,7 +83,7 @@ def _by_position(found: Shift) -> Any:
 
 def _by_trace(inputs: Sequence[InputScores]) -> Any:
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    edges = np.histogram_bin_edges(np.concatenate([x.nats_per_token for x in inputs]), _BINS)
+    edges = np.histogram_bin_edges(np.concatenate([x.nats_per_token for x in inputs]), _BINS).tolist()
     for number, scores in enumerate(inputs):
         axis.hist(scores.nats_per_token, edges, histtype="stepfilled", color=_colour(number), alpha=0.25)
         axis.hist(scores.nats_per_token, edges, histtype="step", color=_colour(number), label=scores.name)

@@ -76,7 +76,9 @@ def rate(value: float, n: int) -> Interval:
     return Interval(value, *_wilson_bounds(value, n), "wilson, n items", n)
 
 
-def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int) -> Interval:
+def bootstrap_ratio(
+    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, seed: int
+) -> Interval:
     """Percentile bootstrap over items of sum(numerators) / sum(denominators), such as nats per token.
 
     Raises:
