@@ -77,7 +77,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(interval: Interval, digits: int) -> str:
-    value, low, high = (f"{x:.{digits}f}" for x in (interval.value, interval.low, interval.high))
+    """Value and interval; large numbers without decimals."""
+    digits = digits if interval.high < 1000 else 0
+    value, low, high = (f"{x:,.{digits}f}" for x in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
 
 
