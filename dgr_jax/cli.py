@@ -1,13 +1,15 @@
 """What all scripts share: common flags with one meaning everywhere, and how an error reaches the shell."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from absl import app, flags, logging
 
 from dgr_jax.errors import UserError
+from dgr_jax.score_settings import OnLong, ScoreSettings
 
 if TYPE_CHECKING:  # heavy imports: --help must not pay for them
     from dgr_jax.chat import ChatFormat
@@ -62,7 +64,7 @@ def run(main: Callable[[list[str]], object]) -> None:
         try:
             guarded(argv)
         except BaseException as error:
-            if FLAGS.get_flag_value("hosts", None):
+            if FLAGS.get_flag_value("hosts", None) is not None:
                 from dgr_jax import hosts
 
                 hosts.abandon(error)
@@ -149,7 +151,7 @@ _COMMON_FLAGS: dict[str, Callable[[], object]] = {
 
 def join_hosts() -> None:
     """Joins the hosts that --hosts names, if any; before anything asks for a device."""
-    if FLAGS.hosts:
+    if FLAGS.hosts is not None:
         from dgr_jax import hosts
 
         hosts.join(FLAGS.hosts)
@@ -195,30 +197,35 @@ def config() -> dict[str, Any]:
 
 def define_scoring_flags() -> None:
     """Flags that `scoring_settings` reads, beside --dtype, --mesh and --implementation."""
-    flags.DEFINE_integer("max_length", 32_768, "Longest trace taken whole, in tokens.", lower_bound=2)
+    usual = ScoreSettings()
+    flags.DEFINE_integer("max_length", usual.max_length, "Longest trace taken whole, in tokens.", lower_bound=2)
     flags.DEFINE_enum(
         "on_long",
-        "error",
-        ["error", "truncate", "roll"],
+        usual.on_long,
+        list(get_args(OnLong)),
         "What to do with a longer trace: stop, score its first --max_length tokens, or score all of it in windows that "
         "overlap by half.",
     )
     flags.DEFINE_integer(
         "tokens_per_batch", None, "Tokens per batch; 4096 by default on a CPU, 8192 elsewhere.", lower_bound=1
     )
-    flags.DEFINE_bool("share_prefixes", True, "Compute common first tokens of traces once. The scores are the same.")
+    flags.DEFINE_bool(
+        "share_prefixes", usual.share_prefixes, "Compute common first tokens of traces once. The scores are the same."
+    )
     flags.DEFINE_integer(
         "workers", None, "Processes that tokenise; by default 0 on a CPU, which computes with all cores.", lower_bound=0
     )
     flags.DEFINE_integer(
-        "rows_per_shard", 1024, "Traces per output file: planned together, and what a kill may cost.", lower_bound=1
+        "rows_per_shard",
+        usual.rows_per_shard,
+        "Traces per output file: planned together, and what a kill may cost.",
+        lower_bound=1,
     )
 
 
 def scoring_settings() -> dict[str, Any]:
-    """Fields of `dgr_jax.score_run.ScoreSettings`, as the command line asks for them."""
-    names = ("dtype", "mesh", "implementation", "max_length", "on_long", "tokens_per_batch", "share_prefixes")
-    return {name: FLAGS[name].value for name in (*names, "workers", "rows_per_shard")}
+    """Fields of `ScoreSettings`, as the command line asks for them."""
+    return {field.name: FLAGS[field.name].value for field in dataclasses.fields(ScoreSettings)}
 
 
 def define_generation_flags(max_new_tokens: int) -> None:

@@ -19,7 +19,8 @@ from dgr_jax.hub import local_folder
 from dgr_jax.input_rows import InputRows, record_left_out
 from dgr_jax.models import ModelConfig, from_pretrained, save_pretrained
 from dgr_jax.models.weights import default_dtype, read_config
-from dgr_jax.score_run import ScoreSettings, ScoringModel, score_source
+from dgr_jax.score_run import ScoringModel, score_source
+from dgr_jax.score_settings import ScoreSettings
 from dgr_jax.sft import SFTConfig, train, training_sequences
 from dgr_jax.sharding import mesh_or_none
 from dgr_jax.shift import InputScores, input_names, measure
@@ -29,9 +30,6 @@ from dgr_jax.traces import OnBadRow
 
 _SUMS = ("n_tokens", "log_prob", "reasoning_tokens", "reasoning_log_prob", "answer_tokens", "answer_log_prob")
 """Of a scores file: what adds up, by span."""
-
-
-_ELSEWHERE = "done; the files and the summary are with the first host"
 
 
 def score(
@@ -56,21 +54,26 @@ def score(
     Raises:
       UserError: bad input, another run's output directory, an unwritable output.
     """
-    stream = _stream(source, on_bad_row)
-    scored = score_source(
-        stream, ScoringModel(model, ScoreSettings(**settings)), output, keep_tokens=keep_tokens, seed=seed
+    stream, scoring_model = hosts.together(
+        lambda: (_stream(source, on_bad_row), ScoringModel(model, ScoreSettings(**settings)))
     )
-    if not hosts.writes():
-        return _ELSEWHERE
-    sums = collections.Counter[str]()
-    for row in scored.shards.read():
-        sums.update({name: row[name] for name in _SUMS})
-    lines = record_left_out(scored.folder, stream.bad_rows)
-    for span, tokens, log_prob in zip(("response", "reasoning", "answer"), _SUMS[::2], _SUMS[1::2], strict=True):
-        nll = -sums[log_prob] / max(sums[tokens], 1)
-        lines.append(f"{span:<10} {sums[tokens]:>10} tokens  {nll:8.4f} nats per token")
-    lines.append(scored.report.summary())
-    return "\n".join([f"{stream.rows} traces scored", *lines, f"scores: {scored.shards.folder}/*.jsonl"])
+    scored = score_source(stream, scoring_model, output, keep_tokens=keep_tokens, seed=seed)
+
+    def summary() -> str:
+        sums = collections.Counter[str]()
+        for row in scored.shards.read():
+            sums.update({name: row[name] for name in _SUMS})
+            sums["long"] += "long" in row
+        lines = record_left_out(scored.folder, stream.bad_rows)
+        if sums["long"]:
+            lines.append(f"{sums['long']} traces were longer than --max_length; their records say so")
+        for span, tokens, log_prob in zip(("response", "reasoning", "answer"), _SUMS[::2], _SUMS[1::2], strict=True):
+            nll = -sums[log_prob] / max(sums[tokens], 1)
+            lines.append(f"{span:<10} {sums[tokens]:>10} tokens  {nll:8.4f} nats per token")
+        lines.append(scored.report.summary())
+        return "\n".join([f"{stream.rows} traces scored", *lines, f"scores: {scored.shards.folder}/*.jsonl"])
+
+    return hosts.from_writer(summary)
 
 
 def shift(
@@ -95,34 +98,50 @@ def shift(
     Raises:
       UserError: bad input, another run's output directory, an unwritable output.
     """
-    streams = {name: _stream(source, on_bad_row) for name, source in input_names(sources).items()}
-    scorer = ScoringModel(model, ScoreSettings(**settings))
+    streams, scoring_model = hosts.together(
+        lambda: (
+            {name: _stream(place, on_bad_row) for name, place in input_names(sources).items()},
+            ScoringModel(model, ScoreSettings(**settings)),
+        )
+    )
+    chosen = scoring_model.settings
     stage = Stage.open(
         output,
         "shift",
-        config={"dtype": scorer.settings.dtype or default_dtype()},
+        config={
+            "order": list(streams),
+            "dtype": chosen.dtype or default_dtype(),
+            "max_length": chosen.max_length,
+            "on_long": chosen.on_long,
+        },
         inputs={name: stream.fingerprint for name, stream in streams.items()},
-        model=scorer.fingerprint,
+        model=scoring_model.fingerprint,
         seed=seed,
     )
     scored = {
-        name: score_source(stream, scorer, stage.folder / "scored" / name, keep_tokens=True, seed=seed)
+        name: score_source(stream, scoring_model, stage.folder / "scored" / name, keep_tokens=True, seed=seed)
         for name, stream in streams.items()
     }
-    if not hosts.writes():
-        return _ELSEWHERE
-    measured = [InputScores.of(name, s.shards.read(), scorer.config.vocab_size) for name, s in scored.items()]
-    found = measure(measured, seed)
-    left_out = [
-        line for name, stream in streams.items() for line in record_left_out(scored[name].folder, stream.bad_rows)
-    ]
-    # Plots need matplotlib, which no other command should wait for.
-    from dgr_jax.shift_report import shift_table, write_shift_report
 
-    page = write_shift_report(found, measured, scored, ChatFormat.from_pretrained(scorer.folder), stage, show)
+    def report() -> str:
+        # Plots need matplotlib, which no other command should wait for.
+        from dgr_jax.shift_report import shift_tables, write_shift_report
+
+        V = scoring_model.config.vocab_size
+        measured = [InputScores.of(name, source.shards.read(), V) for name, source in scored.items()]
+        found = measure(measured, seed)
+        left_out = [
+            line for name, source in scored.items() for line in record_left_out(source.folder, streams[name].bad_rows)
+        ]
+        chat = ChatFormat.from_pretrained(scoring_model.folder)
+        shards = {name: source.shards for name, source in scored.items()}
+        page = write_shift_report(found, measured, shards, chat, stage, show)
+        return "\n".join([*left_out, shift_tables(found), f"report: {page}"])
+
+    summary = hosts.from_writer(report)
     if not stage.finished:
         stage.finish(**{name: stream.rows for name, stream in streams.items()})
-    return "\n".join([*left_out, shift_table(found), f"report: {page}"])
+    return summary
 
 
 def _stream(source: str, on_bad_row: OnBadRow) -> TraceStream:

@@ -33,6 +33,20 @@ def write_document(title: str, sections: Sequence[Section], folder: epath.PathLi
     return place / "report.html"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text for a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+_MARKDOWN = str.maketrans({"\n": " ", "&": "&amp;", "<": "&lt;", "\\": "\\\\", "|": "\\|", "`": "\\`"})
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that a model or a data set wrote may be no tag, link or picture, and end no cell."""
+    return text.translate(_MARKDOWN).replace("](", "]\\(")
+
+
 class Table:
     """Text and a table; the first row is its head."""
 
@@ -41,9 +55,7 @@ class Table:
 
     def markdown(self) -> str:
         def line(row: Sequence[str]) -> str:
-            # A tag in a cell is text that a model wrote.
-            cells = (cell.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") for cell in row)
-            return "| " + " | ".join(cells) + " |"
+            return "| " + " | ".join(map(_markdown_cell, row)) + " |"
 
         head = [line(self.rows[0]), "|" + " --- |" * len(self.rows[0])]
         return "\n".join([f"## {self.title}", "", self.text, "", *head, *map(line, self.rows[1:])])

@@ -1,4 +1,4 @@
-"""Several hosts in one run: each feeds its own devices, and one of them writes.
+"""Several hosts in one run: each feeds its own devices, and the first of them writes.
 
 All processes run the same program on the same inputs, as JAX asks of them: every one reads and plans everything, and
 moves to its devices only what they hold.
@@ -6,9 +6,11 @@ moves to its devices only what they hold.
 
 import json
 import os
+import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,29 +19,56 @@ from jax.experimental import multihost_utils
 
 from dgr_jax.errors import UserError
 
+_PATIENCE = 300.0
+"""Seconds that a host waits for the first one to be there; JAX's own limit for the others."""
 
-def join(spec: str) -> None:
+
+def join(spec: str, patience: float = _PATIENCE) -> None:
     """Joins this process with those of the other hosts. Must come before JAX is asked for a device.
+
+    A first host that waits in vain for the others is ended by JAX's runtime, with its own words.
 
     Args:
       spec: "auto", where JAX finds the hosts itself (a TPU pod, Slurm, Open MPI), or "ADDRESS:PORT,COUNT,INDEX".
+      patience: seconds to wait for the first host.
 
     Raises:
-      UserError: neither of the two, or nobody answers.
+      UserError: neither of the two, no cluster found, or the first host does not answer.
     """
     given: dict[str, Any] = {}
     if spec != "auto":
         address, *numbers = spec.split(",")
-        if len(numbers) != 2 or not all(n.isdecimal() for n in numbers) or not address.rpartition(":")[2].isdecimal():
+        host, _, port = address.rpartition(":")
+        if len(numbers) != 2 or not all(number.isdecimal() for number in (*numbers, port)) or not host:
             raise UserError(f"--hosts={spec}: give auto, or ADDRESS:PORT,COUNT,INDEX such as 10.0.0.1:8476,2,0")
         count, index = map(int, numbers)
         if index >= count:
             raise UserError(f"--hosts={spec}: the index counts from 0 and must be below {count}")
         given = {"coordinator_address": address, "num_processes": count, "process_id": index}
+        if index:
+            _wait_for(host, int(port), patience)
     try:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"--hosts={spec}: {error}") from error
+        hint = "no cluster was found here; give ADDRESS:PORT,COUNT,INDEX" if spec == "auto" else str(error)
+        raise UserError(f"--hosts={spec}: {hint}") from error
+    jax.devices()  # all hosts meet here, while nothing has been read that could take them unequal time
+
+
+def _wait_for(host: str, port: int, patience: float) -> None:
+    """Returns when somebody listens there: JAX's own client would end the process after a wait in vain."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--hosts: the first host does not answer at {host}:{port} ({error}); start the command there, and "
+                    "see that this machine can reach it"
+                ) from error
+            time.sleep(0.5)
 
 
 def several() -> bool:
@@ -48,7 +77,7 @@ def several() -> bool:
 
 
 def writes() -> bool:
-    """Whether this process is the one that writes files and speaks to people."""
+    """Whether this process is the one that writes files."""
     return not several() or jax.process_index() == 0
 
 
@@ -69,13 +98,61 @@ def from_writer[T](work: Callable[[], T]) -> T:
             outcome["value"] = work()
         except UserError as error:
             outcome["error"] = str(error)
-    text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    buffer = text if writes() else np.zeros(size, np.uint8)
-    outcome = json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
+    outcome = json.loads(_gather(json.dumps(outcome))[0])
     if "error" in outcome:
         raise UserError(outcome["error"])
     return outcome["value"]
+
+
+def together[T](work: Callable[[], T]) -> T:
+    """What `work` returns here, once it has returned everywhere.
+
+    Raises:
+      UserError: what `work` raised in any process, in all of them.
+    """
+    if not several():
+        return work()
+    value, error = None, ""
+    try:
+        value = work()
+    except UserError as raised:
+        error = str(raised)
+    said = _gather(error)
+    failed = [index for index, text in enumerate(said) if text]
+    if failed:
+        where = "" if len(failed) == len(said) else f"host {failed[0]}: "
+        raise UserError(where + said[failed[0]])
+    return value  # pyright: ignore[reportReturnType]
+
+
+def check_equal(facts: Mapping[str, Any]) -> None:
+    """Compares what the processes were given: rows of different inputs would be mixed in one batch.
+
+    Args:
+      facts: name -> JSON value.
+
+    Raises:
+      UserError: a host differs from the first; in all processes.
+    """
+    if not several():
+        return
+    first, *others = map(json.loads, _gather(json.dumps(facts)))
+    for index, other in enumerate(others, start=1):
+        for name in first:
+            if first[name] != other[name]:
+                raise UserError(
+                    f"host {index}: {name} is {other[name]}, and {first[name]} on the first host; all hosts take the "
+                    "same command, files and versions"
+                )
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes, by index."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
+    padded = np.pad(data, (0, int(sizes.max()) + 1 - len(data)))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def abandon(error: BaseException) -> None:

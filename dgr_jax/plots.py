@@ -1,5 +1,6 @@
 """The plots of a study's report, each a PNG file."""
 
+import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,9 +67,10 @@ def draw_all(
 
 def save(figure: Any, folder: epath.Path, name: str) -> str:
     """Writes a figure as PNG and closes it. Returns the file's name."""
-    with (folder / name).open("wb") as file:
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
+    (folder / name).write_bytes(drawn.getvalue())
     return name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from dgr_jax import findings, plots
-from dgr_jax.document import Picture, Section, Table, write_document
+from dgr_jax.document import Picture, Section, Table, aligned, write_document
 from dgr_jax.evaluation.intervals import rate
 from dgr_jax.filters import ACCEPTED, REJECT_REASONS
 
@@ -116,9 +116,7 @@ def _neither_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def terminal_summary(results: Mapping[str, Any]) -> str:
     """The three-number table as aligned text."""
-    rows = _table_rows(aggregate(results))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return aligned(_table_rows(aggregate(results)))
 
 
 def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Path:

@@ -4,41 +4,25 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
+from typing import Any
 
 import jax
 from etils import epath
 
 from dgr_jax import hosts
+from dgr_jax.errors import UserError
 from dgr_jax.hub import local_folder
 from dgr_jax.models import ModelConfig
 from dgr_jax.models.weights import default_dtype, read_config
 from dgr_jax.progress import Progress
-from dgr_jax.scoring import OnLong, Scorer, ScoringReport
+from dgr_jax.score_settings import ScoreSettings
+from dgr_jax.scoring import Scorer, ScoringReport, TraceScore
 from dgr_jax.sharding import mesh_or_none
 from dgr_jax.shards import Shards
 from dgr_jax.stage import Stage, fingerprint_model
 from dgr_jax.trace_stream import TraceStream
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreSettings:
-    """How to score; the fields are the flags of scripts/score.py.
-
-    Attributes:
-      workers: processes that tokenise; None for a few where an accelerator computes, and none where this CPU does.
-      rows_per_shard: traces that are planned together, and what a kill may cost.
-    """
-
-    dtype: str | None = None
-    mesh: str = "auto"
-    implementation: str | None = None
-    max_length: int = 32_768
-    on_long: OnLong = "error"
-    tokens_per_batch: int | None = None
-    share_prefixes: bool = True
-    workers: int | None = None
-    rows_per_shard: int = 1024
 
 
 class ScoringModel:
@@ -95,7 +79,7 @@ def score_source(
 ) -> ScoredSource:
     """Scores a source into the files of OUTPUT/scores; resumes at the shards that are not there.
 
-    On several hosts all call this, and the one that writes has the files.
+    On several hosts all call this, and the first has the files.
 
     Args:
       keep_tokens: also write ids and log-probability of every token.
@@ -104,20 +88,17 @@ def score_source(
       UserError: bad input, another run's output directory, an unwritable output.
     """
     chosen = model.settings
-    stage = Stage.open(
-        output,
-        "score",
-        config={
-            "keep_tokens": keep_tokens,
-            "max_length": chosen.max_length,
-            "on_long": chosen.on_long,
-            "rows_per_shard": chosen.rows_per_shard,
-            "dtype": chosen.dtype or default_dtype(),
-        },
-        inputs={"traces": stream.fingerprint},
-        model=model.fingerprint,
-        seed=seed,
-    )
+    config = {
+        "keep_tokens": keep_tokens,
+        "max_length": chosen.max_length,
+        "on_long": chosen.on_long,
+        "rows_per_shard": chosen.rows_per_shard,
+        "dtype": chosen.dtype or default_dtype(),
+    }
+    asked: dict[str, Any] = {"inputs": {"traces": stream.fingerprint}, "model": model.fingerprint, "seed": seed}
+    batches = {"mesh": chosen.mesh, "tokens_per_batch": chosen.tokens_per_batch, "share": chosen.share_prefixes}
+    hosts.check_equal({**asked, **config, **batches, "kernels": chosen.implementation, "jax": jax.__version__})
+    stage = Stage.open(output, "score", config=config, **asked)
     shards = Shards(stage.folder, stream.rows, chosen.rows_per_shard, "scores")
 
     def not_there() -> list[tuple[int, int]]:
@@ -125,20 +106,30 @@ def score_source(
         return [(rows.start, rows.stop) for rows in found]
 
     left = [range(*bounds) for bounds in hosts.from_writer(not_there)]
-    if left or not stage.finished:
-        scorer = model.scorer
-        scorer.report = ScoringReport()
+    if left:
+        model.scorer.report = ScoringReport()
         with Progress("score", sum(map(len, left))) as progress:
-            scores = scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
+            scores = model.scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
             with contextlib.closing(scores):  # the report is whole when its last thread has ended
                 for rows in left:
-                    shards.write(rows, (s.to_dict() for s in itertools.islice(scores, len(rows))))
+                    shards.write(rows, map(_record, itertools.islice(scores, len(rows))))
+    if left or not stage.finished:
+        report = model.scorer.report if left else ScoringReport()
         stage.finish(
-            {"shards": hosts.from_writer(shards.digests), "throughput": scorer.report.to_dict()},
+            {"shards": hosts.from_writer(shards.digests), "throughput": report.to_dict()},
             rows=stream.rows,
             skipped=len(stream.bad_rows),
         )
     return ScoredSource(stage.folder, shards, ScoringReport.from_dict(stage.manifest["throughput"]))
+
+
+def _record(score: TraceScore) -> dict[str, Any]:
+    if not math.isfinite(score.log_prob):
+        raise UserError(
+            f"trace {score.id!r}: its log-probability is {score.log_prob}: the model's weights are damaged or have "
+            "diverged, or --dtype cannot hold its activations"
+        )
+    return score.to_dict()
 
 
 def _default_workers() -> int:

@@ -4,7 +4,9 @@ The shift of a set is its mean negative log-likelihood under the model, in nats 
 write itself scores low. Everything here is computed from files of scores (`--token_scores`), read once and in order.
 """
 
+import array
 import dataclasses
+import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,43 +23,61 @@ POSITIONS = (0, *(2**i for i in range(15)))
 """Where the classes of positions within a span start; each ends where the next one starts."""
 FEWEST_TRACES = 5
 """Of a class of positions that is reported."""
+SAME = 1e-5
+"""Nats per token: what a trace's score may differ by with what it is packed with, so smaller differences are none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InputScores:
-    """What is kept of a set's scores: some 150 bytes per trace, and two numbers per entry of the vocabulary.
+    """What is kept of a set's scores: some 250 bytes per trace, and two numbers per entry of the vocabulary.
 
     Attributes:
-      ids: of the traces.
+      ids, prompts: of the traces; a prompt's is eight bytes of a digest of its tokens.
       tokens, nll: count and summed negative log-likelihood of reasoning and answer, [traces, 2].
       by_position: summed negative log-likelihood by span and class of positions, [traces, 2, positions].
       token_counts, token_nll: count and sum by token, [V].
+      long: traces that were longer than the limit, and truncated or rolled.
     """
 
     name: str
     ids: list[str]
+    prompts: np.ndarray
     tokens: np.ndarray
     nll: np.ndarray
     by_position: np.ndarray
     token_counts: np.ndarray
     token_nll: np.ndarray
+    long: int
 
     @classmethod
     def of(cls, name: str, records: Iterable[Mapping[str, Any]], vocab_size: int) -> Self:
         """From records of a scores file, with their token arrays."""
         ids: list[str] = []
-        tokens, nll, by_position = [], [], []
-        counts, sums = np.zeros(vocab_size, np.int64), np.zeros(vocab_size)
+        prompts, tokens, nll, by_position = array.array("Q"), array.array("q"), array.array("d"), array.array("f")
+        counts, sums, long = np.zeros(vocab_size, np.int64), np.zeros(vocab_size), 0
         for record in records:
             surprise = -np.asarray(record["token_log_probs"], np.float64)
-            parts = surprise[: record["reasoning_tokens"]], surprise[record["reasoning_tokens"] :]
+            token_ids = np.asarray(record["token_ids"], np.int64)
             ids.append(record["id"])
-            tokens.append([len(part) for part in parts])
-            nll.append([part.sum() for part in parts])
-            by_position.append([_position_sums(part) for part in parts])
-            np.add.at(counts, record["token_ids"], 1)
-            np.add.at(sums, record["token_ids"], surprise)
-        return cls(name, ids, np.array(tokens), np.array(nll), np.array(by_position, np.float32), counts, sums)
+            prompts.append(prompt_digest(record))
+            for part in (surprise[: record["reasoning_tokens"]], surprise[record["reasoning_tokens"] :]):
+                tokens.append(len(part))
+                nll.append(part.sum())
+                by_position.extend(_position_sums(part))
+            np.add.at(counts, token_ids, 1)
+            np.add.at(sums, token_ids, surprise)
+            long += "long" in record
+        return cls(
+            name=name,
+            ids=ids,
+            prompts=np.frombuffer(prompts, np.uint64),
+            tokens=np.frombuffer(tokens, np.int64).reshape(-1, 2),
+            nll=np.frombuffer(nll, np.float64).reshape(-1, 2),
+            by_position=np.frombuffer(by_position, np.float32).reshape(-1, 2, len(POSITIONS)),
+            token_counts=counts,
+            token_nll=sums,
+            long=long,
+        )
 
     def span(self, name: str) -> np.ndarray:
         """Negative log-likelihood and tokens of a span, by trace: [traces, 2]."""
@@ -66,9 +86,15 @@ class InputScores:
 
     @property
     def nats_per_token(self) -> np.ndarray:
-        """Of each trace's response; 0 where a truncated trace has none."""
+        """Of each trace's response; NaN where it was truncated before it began."""
         nll, tokens = self.span("response").T
-        return nll / np.maximum(tokens, 1)
+        return np.where(tokens > 0, nll / np.maximum(tokens, 1), np.nan)
+
+
+def prompt_digest(record: Mapping[str, Any]) -> int:
+    """Eight bytes of a digest of a record's prompt tokens."""
+    tokens = np.asarray(record["prompt_token_ids"], np.int32).tobytes()
+    return int.from_bytes(hashlib.blake2b(tokens, digest_size=8).digest(), "little")
 
 
 def _position_sums(nll: np.ndarray) -> np.ndarray:
@@ -115,10 +141,11 @@ class PositionShift:
 
 @dataclasses.dataclass(frozen=True)
 class InputShift:
-    """Of one set of traces."""
+    """Of one set of traces; `long` of them were longer than the limit, and truncated or rolled."""
 
     name: str
     traces: int
+    long: int
     spans: list[SpanShift]
     positions: list[PositionShift]
 
@@ -144,12 +171,13 @@ class SpanDifference:
     """Nats per token of the first less that of the second, over the traces that both have with this span.
 
     Attributes:
-      higher: share of pairs in which the first's is higher.
+      higher, lower: share of pairs in which the first's is higher, or lower, by more than `SAME`.
     """
 
     span: str
     difference: Interval
     higher: float
+    lower: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,17 +185,19 @@ class PairShift:
     """Of two sets.
 
     Attributes:
-      matched: traces with the same id in both.
-      differences: over them, by span; empty where none match.
-      gap: nats per response token of the first less that of the second, over all traces.
+      matched: traces with the same id and prompt in both.
+      other_prompts: traces with the same id and another prompt, which are not compared.
+      differences: over the matched traces, by span; empty where none match.
+      gap: nats per response token of the first less that of the second, over all traces; None where one has no tokens.
       tokens: what carries the gap, the largest contributions of either sign, in falling order.
     """
 
     first: str
     second: str
     matched: int
+    other_prompts: int
     differences: list[SpanDifference]
-    gap: float
+    gap: float | None
     tokens: list[TokenGap]
 
 
@@ -210,56 +240,71 @@ def _of_input(scores: InputScores, seed: int) -> InputShift:
             both = _present(np.stack([scores.by_position[:, number, place], tokens[:, place]], 1))
             if len(both) >= FEWEST_TRACES:
                 positions.append(PositionShift(span, start, stop, bootstrap_ratio(*both.T, seed=seed)))
-    return InputShift(scores.name, len(scores.ids), spans, positions)
+    return InputShift(scores.name, len(scores.ids), scores.long, spans, positions)
 
 
 def _of_pair(a: InputScores, b: InputScores, seed: int, most_tokens: int) -> PairShift:
-    rows_a, rows_b = matched_rows(a, b)
+    rows_a, rows_b, other_prompts = matched_rows(a, b)
     differences = []
     for span in SPANS:
-        both = np.concatenate([a.span(span)[rows_a], b.span(span)[rows_b]], 1)
-        both = both[(both[:, 1] > 0) & (both[:, 3] > 0)]
-        if len(both):
-            difference = bootstrap_ratio_difference(both[:, :2], both[:, 2:], seed=seed)
-            higher = (both[:, 0] / both[:, 1] > both[:, 2] / both[:, 3]).mean()
-            differences.append(SpanDifference(span, difference, float(higher)))
-    contributions = token_contributions(a, b)
-    largest = np.argsort(-np.abs(contributions), kind="stable")[:most_tokens]
-    largest = sorted((int(i) for i in largest if contributions[i]), key=lambda i: -contributions[i])
+        first, second = a.span(span)[rows_a], b.span(span)[rows_b]
+        both = (first[:, 1] > 0) & (second[:, 1] > 0)
+        if both.any():
+            first, second = first[both], second[both]
+            difference = bootstrap_ratio_difference(first, second, seed=seed)
+            apart = first[:, 0] / first[:, 1] - second[:, 0] / second[:, 1]
+            shares = float((apart > SAME).mean()), float((apart < -SAME).mean())
+            differences.append(SpanDifference(span, difference, *shares))
+    gap, tokens = None, []
+    if a.token_counts.any() and b.token_counts.any():
+        contributions = token_contributions(a, b)
+        gap, tokens = float(contributions.sum()), _largest(contributions, a, b, most_tokens)
+    return PairShift(a.name, b.name, len(rows_a), other_prompts, differences, gap, tokens)
+
+
+def _largest(contributions: np.ndarray, a: InputScores, b: InputScores, count: int) -> list[TokenGap]:
+    """The tokens that add most, up or down."""
+    largest = np.argsort(-np.abs(contributions), kind="stable")[:count]
     counts = np.stack([a.token_counts, b.token_counts])
     means = np.stack([a.token_nll, b.token_nll]) / np.maximum(counts, 1)
-    tokens = [
+    return [
         TokenGap(
-            i, float(contributions[i]), (int(counts[0, i]), int(counts[1, i])), (float(means[0, i]), float(means[1, i]))
+            token_id=i,
+            contribution=float(contributions[i]),
+            counts=(int(counts[0, i]), int(counts[1, i])),
+            nats=(float(means[0, i]), float(means[1, i])),
         )
-        for i in largest
+        for i in sorted(largest.tolist(), key=lambda i: -contributions[i])
+        if contributions[i]
     ]
-    return PairShift(a.name, b.name, len(rows_a), differences, float(contributions.sum()), tokens)
 
 
 def _present(nll_and_tokens: np.ndarray) -> np.ndarray:
     return nll_and_tokens[nll_and_tokens[:, 1] > 0]
 
 
-def matched_rows(a: InputScores, b: InputScores) -> tuple[list[int], list[int]]:
-    """Row numbers of the ids that both sets have, in the first's order."""
+def matched_rows(a: InputScores, b: InputScores) -> tuple[list[int], list[int], int]:
+    """Row numbers of the traces that both sets have, in the first's order, and how many share an id alone."""
     places = {id: row for row, id in enumerate(b.ids)}
-    rows = [(row, places[id]) for row, id in enumerate(a.ids) if id in places]
-    return [row for row, _ in rows], [row for _, row in rows]
+    same_id = [(row, places[id]) for row, id in enumerate(a.ids) if id in places]
+    rows = [(i, j) for i, j in same_id if a.prompts[i] == b.prompts[j]]
+    return [i for i, _ in rows], [j for _, j in rows], len(same_id) - len(rows)
 
 
 def token_contributions(a: InputScores, b: InputScores) -> np.ndarray:
-    """What each token adds to the gap of nats per token between two sets, [V]; see `TokenGap`."""
-    totals = [max(x.token_counts.sum(), 1) for x in (a, b)]
+    """What each token adds to the gap of nats per token between two sets that have tokens, [V]; see `TokenGap`."""
+    totals = [x.token_counts.sum() for x in (a, b)]
     mean = sum(x.token_nll.sum() / total for x, total in zip((a, b), totals, strict=True)) / 2
     excess = [(x.token_nll - x.token_counts * mean) / total for x, total in zip((a, b), totals, strict=True)]
     return excess[0] - excess[1]
 
 
 def evenly_by_surprise(scores: InputScores, count: int) -> list[int]:
-    """Rows of up to `count` traces, spread evenly over the ranks of nats per token: nobody picks the examples."""
-    ranked = np.argsort(scores.nats_per_token, kind="stable")
-    return sorted(int(ranked[i]) for i in np.unique(np.linspace(0, len(ranked) - 1, count).round().astype(int)))
+    """Rows of up to `count` traces, the middle ones of as many equal classes of rank: nobody picks the examples."""
+    nats = scores.nats_per_token
+    ranked = [row for row in np.argsort(nats, kind="stable").tolist() if not np.isnan(nats[row])]
+    count = min(count, len(ranked))
+    return sorted(ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count))
 
 
 def input_names(sources: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Plots of the shift report, drawn from what `dgr_jax.shift` measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from etils import epath
 from matplotlib import pyplot as plt
 
 from dgr_jax.plots import save
-from dgr_jax.shift import SPANS, InputScores, Shift, matched_rows
+from dgr_jax.shift import SPANS, InputScores, PairShift, Shift, matched_rows
 
 _COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b2", "#ccb974", "#64b5cd")
 _BINS = 40
@@ -24,21 +24,23 @@ def draw_shift(found: Shift, inputs: Sequence[InputScores], folder: epath.Path) 
         save(_by_span(found), folder, "surprise_by_span.png"),
         "By span: nats per token with 95 % intervals over traces.",
     )
-    yield (
-        save(_by_position(found), folder, "surprise_by_position.png"),
-        "By position: nats per token against the position within the span, in classes that double; bands are 95 % "
-        "intervals over the traces that reach so far, and a class that fewer than five reach is left out.",
-    )
-    yield (
-        save(_by_trace(inputs), folder, "surprise_by_trace.png"),
-        "By trace: how many traces of each set have which nats per response token.",
-    )
-    matched = [(a, b) for i, a in enumerate(inputs) for b in inputs[i + 1 :] if matched_rows(a, b)[0]]
-    if matched:
+    if any(shift.positions for shift in found.inputs):
         yield (
-            save(_by_pair(matched), folder, "surprise_by_pair.png"),
-            "Pair by pair: nats per response token of the traces with the same id; below the diagonal the second set's "
-            "version is the nearer one to the model.",
+            save(_by_position(found), folder, "surprise_by_position.png"),
+            "By position: nats per token against the position within the span, in classes that double; bands are 95 % "
+            "intervals over the traces that reach so far, and a class that fewer than five reach is left out.",
+        )
+    if any(shift.spans for shift in found.inputs):
+        yield (
+            save(_by_trace(inputs), folder, "surprise_by_trace.png"),
+            "By trace: how many traces of each set have which nats per response token.",
+        )
+    compared = [pair for pair in found.pairs if pair.differences]
+    if compared:
+        yield (
+            save(_by_pair(compared, {x.name: x for x in inputs}), folder, "surprise_by_pair.png"),
+            "Pair by pair: nats per response token of the traces that both sets have; below the diagonal the second "
+            "set's version is the nearer one to the model.",
         )
 
 
@@ -63,9 +65,12 @@ def _by_span(found: Shift) -> Any:
 
 
 def _by_position(found: Shift) -> Any:
-    spans = SPANS[1:]
-    figure, panels = plt.subplots(1, len(spans), figsize=(10, 3.6), sharey=True, layout="constrained")
-    for axis, span in zip(panels, spans, strict=True):
+    """A panel for each span that some set has positions of."""
+    spans = [span for span in SPANS if any(p.span == span for shift in found.inputs for p in shift.positions)]
+    figure, panels = plt.subplots(
+        1, len(spans), figsize=(5 * len(spans), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, span in zip(panels[0], spans, strict=True):
         for number, shift in enumerate(found.inputs):
             classes = [p for p in shift.positions if p.span == span]
             middles = [(p.start + (p.stop or 2 * p.start)) / 2 + 0.5 for p in classes]  # the first token is at 1
@@ -75,29 +80,31 @@ def _by_position(found: Shift) -> Any:
                 color=_colour(number), alpha=0.2, linewidth=0,
             )  # fmt: skip
         axis.set(xscale="log", xlabel="token of the span", title=span)
-    panels[0].set_ylabel("nats per token")
-    panels[0].set_ylim(0, None)
-    panels[-1].legend(frameon=False, fontsize=8)
+    panels[0][0].set_ylabel("nats per token")
+    panels[0][0].set_ylim(0, None)
+    panels[0][-1].legend(frameon=False, fontsize=8)
     return figure
 
 
 def _by_trace(inputs: Sequence[InputScores]) -> Any:
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    edges = np.histogram_bin_edges(np.concatenate([x.nats_per_token for x in inputs]), _BINS).tolist()
-    for number, scores in enumerate(inputs):
-        axis.hist(scores.nats_per_token, edges, histtype="stepfilled", color=_colour(number), alpha=0.25)
-        axis.hist(scores.nats_per_token, edges, histtype="step", color=_colour(number), label=scores.name)
+    nats = [x.nats_per_token[~np.isnan(x.nats_per_token)] for x in inputs]
+    edges = np.histogram_bin_edges(np.concatenate(nats), _BINS).tolist()
+    for number, (scores, values) in enumerate(zip(inputs, nats, strict=True)):
+        axis.hist(values, edges, histtype="stepfilled", color=_colour(number), alpha=0.25)
+        axis.hist(values, edges, histtype="step", color=_colour(number), label=scores.name)
     axis.set(xlabel="nats per response token", ylabel="traces")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _by_pair(matched: Sequence[tuple[InputScores, InputScores]]) -> Any:
-    figure, panels = plt.subplots(1, len(matched), figsize=(4.2 * len(matched), 4), squeeze=False, layout="constrained")
-    for axis, (a, b) in zip(panels[0], matched, strict=True):
-        rows_a, rows_b = matched_rows(a, b)
+def _by_pair(pairs: Sequence[PairShift], inputs: Mapping[str, InputScores]) -> Any:
+    figure, panels = plt.subplots(1, len(pairs), figsize=(4.2 * len(pairs), 4), squeeze=False, layout="constrained")
+    for axis, pair in zip(panels[0], pairs, strict=True):
+        a, b = inputs[pair.first], inputs[pair.second]
+        rows_a, rows_b, _ = matched_rows(a, b)
         x, y = a.nats_per_token[rows_a], b.nats_per_token[rows_b]
-        most = 1.05 * max(x.max(), y.max())
+        most = 1.05 * float(np.nanmax([x, y])) or 1.0
         axis.plot([0, most], [0, most], color="#777777", linestyle="--", linewidth=1)
         axis.scatter(x, y, s=10, alpha=0.5, color=_colour(0), linewidths=0)
         axis.set(xlabel=f"{a.name}, nats per token", ylabel=f"{b.name}, nats per token", xlim=(0, most), ylim=(0, most))

@@ -9,22 +9,24 @@ import numpy as np
 from etils import epath
 
 from dgr_jax.chat import ChatFormat
-from dgr_jax.document import Picture, Section, Table, write_document
+from dgr_jax.document import Picture, Section, Table, aligned, write_document
 from dgr_jax.evaluation.intervals import Interval
-from dgr_jax.score_run import ScoredSource
-from dgr_jax.shift import InputScores, PairShift, Shift, SpanShift, evenly_by_surprise
+from dgr_jax.shards import Shards
+from dgr_jax.shift import SAME, InputScores, PairShift, Shift, SpanShift, evenly_by_surprise, prompt_digest
 from dgr_jax.shift_plots import draw_shift
 from dgr_jax.stage import Stage, write_json
 from dgr_jax.token_text import pieces, printable
 
 _SPANS_TEXT = (
-    "Negative log-likelihood under the model: its surprise. What the model would write itself scores low. Nats per "
+    "Negative log-likelihood under the model: its surprise. What the model would write itself scores low. Reasoning "
+    "comes with its think tags, so a trace without any has a few tokens of it; the answer with its end token. Nats per "
     "token is the mean over tokens and perplexity its exponential; nats per trace is the mean over traces of the sum. "
-    "In brackets, 95 % intervals by a bootstrap over traces."
+    "In brackets, 95 % intervals by a bootstrap over traces; a single trace has none."
 )
 _PAIRS_TEXT = (
-    "Over the traces that have the same id in both sets: nats per token of the first less that of the second, with a "
-    "95 % interval by a bootstrap over pairs. Higher: share of pairs in which the first is the more surprising one."
+    "Over the traces that both sets have, by id and prompt: nats per token of the first less that of the second, with "
+    "a 95 % interval by a bootstrap over pairs. Higher and lower: share of pairs in which the first is the more or the "
+    f"less surprising one, by more than {SAME:g} nats per token; the others are equal."
 )
 _GAP_TEXT = (
     "The gap of {gap:+.4f} nats per response token between {first} and {second}, over all traces, taken apart by "
@@ -37,7 +39,7 @@ _GAP_TEXT = (
 def write_shift_report(
     found: Shift,
     inputs: Sequence[InputScores],
-    scored: Mapping[str, ScoredSource],
+    shards: Mapping[str, Shards],
     chat: ChatFormat,
     stage: Stage,
     show: int,
@@ -45,42 +47,46 @@ def write_shift_report(
     """Writes report.md, report.html, shift.json and the plots into the stage's folder.
 
     Args:
-      inputs, scored: what was measured, and the files that it was measured from, in the same order.
-      show: traces whose tokens are on the page, all sets together.
+      inputs, shards: what was measured, and the files that it was measured from, in the same order.
+      show: most traces whose tokens are on the page, all sets together.
 
     Returns:
       The path of report.html.
     """
     write_json(stage.folder / "shift.json", found.to_dict())
     sections: list[Section] = [Table("Surprise", _SPANS_TEXT, _span_rows(found))]
-    if any(pair.matched for pair in found.pairs):
-        sections.append(Table("Differences of pairs", _PAIRS_TEXT, _pair_rows(found.pairs)))
+    if any(pair.differences or pair.other_prompts for pair in found.pairs):
+        sections.append(Table("Differences of pairs", _pairs_text(found.pairs), _pair_rows(found.pairs)))
     sections += [Picture(c.split(":")[0], c, name) for name, c in draw_shift(found, inputs, stage.folder)]
-    sections += [_gap(pair, chat) for pair in found.pairs]
-    sections.append(_setting(stage, scored))
+    sections += [_gap(pair, pair.gap, chat) for pair in found.pairs if pair.gap is not None]
+    sections.append(_setting(stage, found))
     if show:
-        sections.append(_TokenView(_page_data(inputs, scored, chat, show)))
+        sections.append(_TokenView(_page_data(inputs, shards, chat, show)))
     return write_document("Distribution shift", sections, stage.folder)
 
 
-def shift_table(found: Shift) -> str:
-    """The first table, and the differences of pairs, as aligned text."""
+def shift_tables(found: Shift) -> str:
+    """The first table, and the differences of pairs, as text for a terminal."""
     tables = [_span_rows(found)]
-    if any(pair.matched for pair in found.pairs):
+    if any(pair.differences for pair in found.pairs):
         tables.append(_pair_rows(found.pairs))
-    return "\n\n".join(map(_aligned, tables))
+    return "\n\n".join(map(aligned, tables))
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+def _pairs_text(pairs: Sequence[PairShift]) -> str:
+    others = [
+        f"{pair.other_prompts} ids of {pair.first} and {pair.second} have different prompts and are not compared."
+        for pair in pairs
+        if pair.other_prompts
+    ]
+    return " ".join([_PAIRS_TEXT, *others])
 
 
 def _number(interval: Interval, digits: int) -> str:
-    """Value and interval; large numbers without decimals."""
+    """Value and interval; large numbers without decimals, and a single item without an interval."""
     digits = digits if interval.high < 1000 else 0
     value, low, high = (f"{x:,.{digits}f}" for x in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if interval.n > 1 else value
 
 
 def _span_rows(found: Shift) -> list[list[str]]:
@@ -94,15 +100,15 @@ def _span_cells(shift: SpanShift) -> list[str]:
 
 
 def _pair_rows(pairs: Sequence[PairShift]) -> list[list[str]]:
-    rows = [["sets", "span", "pairs", "difference, nats per token", "higher"]]
+    rows = [["sets", "span", "pairs", "difference, nats per token", "higher", "lower"]]
     for pair in pairs:
         for d in pair.differences:
-            cells = [f"{d.difference.n}", _number(d.difference, 3), f"{d.higher:.0%}"]
+            cells = [f"{d.difference.n}", _number(d.difference, 3), f"{d.higher:.0%}", f"{d.lower:.0%}"]
             rows.append([f"{pair.first} - {pair.second}", d.span, *cells])
     return rows
 
 
-def _gap(pair: PairShift, chat: ChatFormat) -> Table:
+def _gap(pair: PairShift, gap: float, chat: ChatFormat) -> Table:
     rows = [["token", "id", "adds", f"in {pair.first}", "its nats", f"in {pair.second}", "its nats"]]
     for token in pair.tokens:
         cells = [f"{token.token_id}", f"{token.contribution:+.4f}"]
@@ -110,7 +116,7 @@ def _gap(pair: PairShift, chat: ChatFormat) -> Table:
             cells += [f"{count}", f"{nats:.2f}" if count else "-"]
         rows.append([_visible(chat.decode([token.token_id])), *cells])
     text = _GAP_TEXT.format(
-        gap=pair.gap,
+        gap=gap,
         first=pair.first,
         second=pair.second,
         count=len(pair.tokens),
@@ -123,13 +129,15 @@ def _visible(text: str) -> str:
     return printable(text).replace("\n", "").replace(" ", "␣")
 
 
-def _setting(stage: Stage, scored: Mapping[str, ScoredSource]) -> Table:
-    manifest = stage.manifest
-    rows = [["setting", "value"], ["model, sha256", manifest["model"]], ["dtype", manifest["config"]["dtype"]]]
-    for name, source in scored.items():
-        rows.append([f"{name}, sha256", manifest["inputs"][name]])
-        if source.report.long:
-            rows.append([f"{name}, longer than the limit", f"{source.report.long} traces"])
+def _setting(stage: Stage, found: Shift) -> Table:
+    manifest, config = stage.manifest, stage.manifest["config"]
+    rows = [["setting", "value"], ["model, sha256", manifest["model"]]]
+    for shift in found.inputs:
+        rows.append([f"{shift.name}, sha256", manifest["inputs"][shift.name]])
+        if shift.long:
+            done = {"truncate": "cut off there", "roll": "scored in windows that overlap by half"}[config["on_long"]]
+            rows.append([f"{shift.name}, more than {config['max_length']} tokens", f"{shift.long} traces, {done}"])
+    rows += [["dtype", config["dtype"]], ["seed of the bootstrap", f"{manifest['seed']}"]]
     rows += [["device", manifest["device"]], ["jax", manifest["versions"]["jax"]], ["command", manifest["command"]]]
     return Table("Setting", "scored/NAME/scores holds every token's log-probability.", rows)
 
@@ -150,17 +158,20 @@ class _TokenView:
 
 
 def _page_data(
-    inputs: Sequence[InputScores], scored: Mapping[str, ScoredSource], chat: ChatFormat, show: int
+    inputs: Sequence[InputScores], shards: Mapping[str, Shards], chat: ChatFormat, show: int
 ) -> dict[str, Any]:
     """The chosen traces, with the version that each set has of them."""
-    share = -(-show // len(inputs))
-    chosen = dict.fromkeys(x.ids[row] for x in inputs for row in evenly_by_surprise(x, share))
-    traces: dict[str, dict[str, Any]] = {}
+    chosen: set[tuple[str, int]] = set()
     for number, scores in enumerate(inputs):
-        rows = {row for row, id in enumerate(scores.ids) if id in chosen}
-        for record in scored[scores.name].shards.read_rows(rows):
+        share = show * (number + 1) // len(inputs) - show * number // len(inputs)
+        chosen |= {(scores.ids[row], int(scores.prompts[row])) for row in evenly_by_surprise(scores, share)}
+    traces: dict[tuple[str, int], dict[str, Any]] = {}
+    for number, scores in enumerate(inputs):
+        rows = {row for row, key in enumerate(zip(scores.ids, scores.prompts.tolist(), strict=True)) if key in chosen}
+        for record in shards[scores.name].read_rows(rows):
             prompt = chat.decode(record["prompt_token_ids"])
-            trace = traces.setdefault(record["id"], {"id": record["id"], "prompt": prompt, "versions": []})
+            trace = {"id": record["id"], "prompt": prompt, "versions": []}
+            trace = traces.setdefault((record["id"], prompt_digest(record)), trace)
             trace["versions"].append({"input": number, "spans": _span_pieces(record, chat)})
     return {"inputs": [x.name for x in inputs], "traces": list(traces.values())}
 

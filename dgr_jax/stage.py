@@ -48,14 +48,27 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
 
 
 def remove_partial(folder: epath.PathLike) -> None:
-    """Removes what a kill left of `write_atomically` in a folder that no other process writes to."""
+    """Removes what killed processes of this machine left of `write_atomically` in a folder."""
     for file in epath.Path(folder).iterdir():
-        if _is_partial(file):
+        writer = _writer_of(file)
+        if writer is not None and not _is_another_alive(writer):
             file.unlink(missing_ok=True)
 
 
-def _is_partial(file: epath.Path) -> bool:
-    return re.fullmatch(r"\..+\.\d+\.partial", file.name) is not None
+def _writer_of(file: epath.Path) -> int | None:
+    """Process whose unfinished file this is."""
+    found = re.fullmatch(r"\..+\.(\d+)\.partial", file.name)
+    return int(found[1]) if found else None
+
+
+def _is_another_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()  # in a container the next process often has the number of the killed one
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
@@ -176,7 +189,7 @@ class Stage:
 def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
     """Whether the directory of a stage is finished, and its manifest."""
     file = path / MANIFEST
-    others = [f for f in path.iterdir() if f.name != MANIFEST and not _is_partial(f)] if path.is_dir() else []
+    others = path.is_dir() and _has_results(path)
     if file.exists():
         manifest = _read_manifest(file)
         changed = [field for field in _IDENTITY if manifest.get(field) != asked[field]]
@@ -192,6 +205,16 @@ def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, 
     manifest = {**asked, "command": shlex.join(sys.argv), **environment(), "finished": False}
     write_json(file, manifest)
     return False, manifest
+
+
+def _has_results(folder: epath.Path) -> bool:
+    """Whether there is anything but manifests, of this stage or of stages within it, and unfinished files."""
+    for file in folder.iterdir():
+        if file.is_dir() and (not any(file.iterdir()) or _has_results(file)):
+            return True
+        if not file.is_dir() and file.name != MANIFEST and _writer_of(file) is None:
+            return True
+    return False
 
 
 def _read_manifest(file: epath.Path) -> dict[str, Any]:

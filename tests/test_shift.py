@@ -1,15 +1,18 @@
 """Distribution shift: the measures against plain sums, the report against the files that it was made from."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import math
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,7 +46,7 @@ def draw_records(traces: int, seed: int, mean: float = 2.0, longest: int = 90) -
         nats = rng.gamma(1 + ids / V, mean, len(ids))
         records.append(
             {
-                "id": f"row {i}", "reasoning_tokens": reasoning, "token_ids": ids.tolist(),
+                "id": f"row {i}", "prompt_token_ids": [i], "reasoning_tokens": reasoning, "token_ids": ids.tolist(),
                 "token_log_probs": (-nats).tolist(),
             }
         )  # fmt: skip
@@ -114,7 +117,12 @@ def test_what_tokens_add_is_the_gap():
 
 
 def test_a_token_that_only_one_set_has_carries_its_whole_gap():
-    common = {"reasoning_tokens": 1, "token_ids": [1, 2, 1, 2], "token_log_probs": [-1.0, -1.0, -1.0, -1.0]}
+    common = {
+        "prompt_token_ids": [1],
+        "reasoning_tokens": 1,
+        "token_ids": [1, 2, 1, 2],
+        "token_log_probs": [-1.0, -1.0, -1.0, -1.0],
+    }
     strange = common | {"token_ids": [1, 2, 1, 9], "token_log_probs": [-1.0, -1.0, -1.0, -5.0]}
     a, b = (InputScores.of(n, [{"id": str(i)} | r for i in range(6)], V) for n, r in (("a", strange), ("b", common)))
     (pair,) = measure([a, b]).pairs
@@ -128,6 +136,7 @@ def test_pairs_are_compared_where_ids_match():
     a, b = InputScores.of("a", first, V), InputScores.of("b", second, V)
     rows = matched_rows(a, b)
     assert [a.ids[i] for i in rows[0]] == [b.ids[i] for i in rows[1]] == [f"row {i}" for i in range(10, 25)]
+    assert rows[2] == 0
     (pair,) = measure([a, b]).pairs
     assert (pair.first, pair.second, pair.matched) == ("a", "b", 15)
     by_id = {r["id"]: r for r in second}
@@ -139,6 +148,25 @@ def test_pairs_are_compared_where_ids_match():
         assert found.difference.value == pytest.approx(difference, rel=1e-12) and found.difference.n == len(both)
         assert found.difference.low < difference < found.difference.high
         assert found.higher == sum(np.mean(x) > np.mean(y) for x, y in both) / len(both)
+        assert found.higher + found.lower == pytest.approx(1)
+
+
+def test_rounding_is_no_difference():
+    """Rows that were not rewritten are the same in both sets, up to what they were packed with."""
+    first, rng = draw_records(20, 8), np.random.default_rng(0)
+    second = [r | {"token_log_probs": [x + rng.normal(0, 1e-6) for x in r["token_log_probs"]]} for r in first]
+    second[:4] = [r | {"token_log_probs": [x + 0.5 for x in r["token_log_probs"]]} for r in first[:4]]
+    second[4] |= {"token_log_probs": [x - 0.5 for x in second[4]["token_log_probs"]]}
+    (pair,) = measure([InputScores.of("a", first, V), InputScores.of("b", second, V)]).pairs
+    response = pair.differences[0]
+    assert (response.difference.n, response.higher, response.lower) == (20, 4 / 20, 1 / 20)
+
+
+def test_the_same_id_with_another_prompt_is_another_trace():
+    first = draw_records(9, 9)
+    second = [r | {"prompt_token_ids": [i, 7] if i < 3 else r["prompt_token_ids"]} for i, r in enumerate(first)]
+    (pair,) = measure([InputScores.of("a", first, V), InputScores.of("b", second, V)]).pairs
+    assert (pair.matched, pair.other_prompts, pair.differences[0].difference.n) == (6, 3, 6)
 
 
 def test_sets_without_common_ids_have_a_gap_and_no_differences():
@@ -153,8 +181,23 @@ def test_shown_traces_are_spread_over_the_ranks(traces: int, count: int):
     rows = evenly_by_surprise(scores, count)
     assert rows == sorted(set(rows)) and len(rows) == min(traces, count)
     ranks = np.sort(np.argsort(np.argsort(scores.nats_per_token))[rows])
-    if len(rows) > 1:
-        assert (ranks[0], ranks[-1]) == (0, traces - 1) and np.ptp(np.diff(ranks)) <= 1
+    assert len(rows) < 2 or np.ptp(np.diff(ranks)) <= 1
+    assert abs(ranks[0] - (traces - 1 - ranks[-1])) <= 1  # as many are left out below as above
+    assert count > 1 or ranks[0] == traces // 2
+
+
+def test_a_trace_that_was_cut_before_its_response_has_no_surprise():
+    empty = {"reasoning_tokens": 0, "token_ids": [], "token_log_probs": [], "long": "truncate"}
+    records = draw_records(6, 10)
+    records[2] |= empty
+    cut, nothing = InputScores.of("a", records, V), InputScores.of("b", [r | empty for r in records], V)
+    assert np.isnan(cut.nats_per_token).tolist() == [i == 2 for i in range(6)]
+    assert 2 not in evenly_by_surprise(cut, 6) and evenly_by_surprise(nothing, 6) == []
+    shift = measure([cut, nothing])
+    assert [(x.traces, x.long, len(x.spans)) for x in shift.inputs] == [(6, 1, 3), (6, 6, 0)]
+    assert shift.inputs[0].spans[0].nats_per_token.n == 5
+    (pair,) = shift.pairs
+    assert (pair.matched, pair.differences, pair.gap, pair.tokens) == (6, [], None, [])
 
 
 @pytest.mark.parametrize(
@@ -196,6 +239,61 @@ def run(tmp_path_factory, random_model, sets):
         return commands.shift(**given | options)
 
     return folder / "run", again, again()
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "options"),
+    [
+        (1, {}, {}),
+        (4, {}, {}),
+        (8, {"reasoning": ""}, {}),
+        (8, {"answer": "no"}, {"max_length": 20, "on_long": "truncate"}),
+        (8, {"prompt": "the nurse can trick a baker " * 20}, {"max_length": 20, "on_long": "truncate"}),
+    ],
+    ids=["one", "four", "no reasoning", "cut", "cut before the response"],
+)
+def test_small_and_odd_sets_have_a_report(tmp_path, random_model, count: int, changes: Any, options: Any):
+    rows = [dataclasses.replace(t, **changes) for t in draw_traces(count, 1)]
+    write_traces(tmp_path / "odd.jsonl", rows)
+    write_traces(tmp_path / "even.jsonl", rows)
+    sources = [str(tmp_path / f"{name}.jsonl") for name in ("odd", "even")]
+    said = commands.shift(model=str(random_model), sources=sources, output=str(tmp_path / "run"), **options)
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert f"report: {tmp_path}/run/report.html" in said and "nan" not in said + text
+    found = json.loads((tmp_path / "run" / "shift.json").read_text(), parse_constant=pytest.fail)
+    assert [x["long"] for x in found["inputs"]] == [count if options else 0] * 2
+    assert f"| odd, more than 20 tokens | {count} traces, cut off there |" in text or not options
+    assert found["pairs"][0]["matched"] == count
+    assert all(d["higher"] == d["lower"] == 0 for d in found["pairs"][0]["differences"])
+    commands.shift(model=str(random_model), sources=sources, output=str(tmp_path / "run"), **options)
+
+
+def test_how_many_were_long_does_not_depend_on_what_was_interrupted(tmp_path, random_model):
+    write_traces(tmp_path / "rows.jsonl", draw_traces(9, 2))
+    given: dict[str, Any] = {
+        "model": str(random_model), "sources": [str(tmp_path / "rows.jsonl")], "output": str(tmp_path / "run"),
+        "max_length": 30, "on_long": "roll", "rows_per_shard": 4,
+    }  # fmt: skip
+    said = commands.shift(**given)
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "rows, more than 30 tokens" in text
+    (tmp_path / "run" / "scored" / "rows" / "scores" / "000001.jsonl").unlink()
+    assert commands.shift(**given) == said
+    manifest = tmp_path / "run" / "scored" / "rows" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    assert commands.shift(**given) == said
+    assert (tmp_path / "run" / "report.md").read_text() == text
+
+
+def test_a_model_that_says_nothing_finite_is_named_with_its_trace(tmp_path, random_model):
+    folder = shutil.copytree(random_model, tmp_path / "model")
+    weights = safetensors.numpy.load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = np.nan
+    safetensors.numpy.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_traces(tmp_path / "rows.jsonl", draw_traces(3))
+    with pytest.raises(UserError, match="trace 't0': its log-probability is nan: the model's weights are damaged"):
+        commands.shift(model=str(folder), sources=[str(tmp_path / "rows.jsonl")], output=str(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("0*.jsonl"))
 
 
 def page_data(folder: pathlib.Path) -> dict[str, Any]:
@@ -253,8 +351,9 @@ def test_a_second_run_writes_the_same_and_a_smaller_page_on_request(run):
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"}
     assert again() == said
     assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"} == before
-    again(show=6)
-    assert 3 <= len(page_data(folder)["traces"]) <= 6
+    for show in (1, 5):
+        again(show=show)
+        assert show / 2 <= len(page_data(folder)["traces"]) <= show
     again(show=0)
     assert "<script" not in (folder / "report.html").read_text()
     again()
@@ -268,8 +367,10 @@ def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_pat
     empty.write_text("")
     with pytest.raises(UserError, match=r"empty.jsonl: there is nothing to score"):
         again(sources=[str(empty)])
-    with pytest.raises(UserError, match="inputs"):
+    with pytest.raises(UserError, match="--inputs names no sources"):
         again(sources=[])
+    with pytest.raises(UserError, match="config.max_length was 32768 and is now 50; choose another --output"):
+        again(max_length=50)
 
 
 def test_the_report_has_its_plots_and_is_one_file(run):

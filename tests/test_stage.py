@@ -209,7 +209,7 @@ def test_writers_of_two_processes_do_not_share_a_name(tmp_path: pathlib.Path, mo
 
 
 def test_what_a_kill_left_of_a_manifest_is_not_something_else(tmp_path: pathlib.Path):
-    (tmp_path / ".manifest.json.123.partial").write_text('{"stage": ')
+    (tmp_path / ".manifest.json.99999999.partial").write_text('{"stage": ')
     assert not begin(tmp_path).finished
     assert not begin(tmp_path).finished
     assert [f.name for f in tmp_path.iterdir()] == ["manifest.json"]

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 _Z = 1.959963984540054
 _RESAMPLES = 2000
 _MOST_DRAWN = 4096
+"""Items that are drawn one by one; more are drawn in groups, whose sums vary enough alike and cost no more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,14 @@ def bootstrap_ratio(
 ) -> Interval:
     """Percentile bootstrap over items of sum(numerators) / sum(denominators), such as nats per token.
 
+    Of a single item, the interval is its value, and says nothing.
+
     Raises:
       ValueError: no items, or different lengths.
     """
     if len(numerators) != len(denominators) or not len(numerators):
         raise ValueError(f"bootstrap_ratio takes equal, non-empty lists, not {len(numerators)} and {len(denominators)}")
-    sums = _resampled_sums(np.stack([numerators, denominators], 1), seed)
-    return _percentiles(sums[:, 0] / sums[:, 1], len(numerators))
+    return _bootstrap(np.stack([numerators, denominators], 1), lambda sums: sums[:, 0] / sums[:, 1], seed)
 
 
 def bootstrap_ratio_difference(a: np.ndarray, b: np.ndarray, *, seed: int) -> Interval:
@@ -101,22 +103,21 @@ def bootstrap_ratio_difference(a: np.ndarray, b: np.ndarray, *, seed: int) -> In
     """
     if a.shape != b.shape or a.ndim != 2 or not len(a):
         raise ValueError(f"bootstrap_ratio_difference takes equal [pairs, 2] arrays, not {a.shape} and {b.shape}")
-    sums = _resampled_sums(np.concatenate([a, b], 1), seed)
-    return _percentiles(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3], len(a))
+    columns = np.concatenate([a, b], 1)
+    return _bootstrap(columns, lambda sums: sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3], seed)
 
 
-def _resampled_sums(columns: np.ndarray, seed: int) -> np.ndarray:
-    """Column sums of [items, C], and below them of each resample of the items: [1 + resamples, C]."""
+def _bootstrap(columns: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> Interval:
+    """Of a statistic that is computed from column sums: [items, C], and [resamples, C] -> [resamples]."""
     rng, values = np.random.default_rng(seed), np.asarray(columns, np.float64)
-    if len(values) > _MOST_DRAWN:  # sums of some rows each vary as their rows do, and there are enough of them
-        group = np.arange(len(values)) % _MOST_DRAWN
+    value, method = statistic(values.sum(0, keepdims=True)), "percentile bootstrap over rows"
+    if len(values) > _MOST_DRAWN:
+        # At random: neighbours are often alike, and so may be every second row, or every eighth.
+        group = rng.permutation(len(values)) % _MOST_DRAWN
         values = np.stack([np.bincount(group, column) for column in values.T], 1)
+        method = f"percentile bootstrap over {_MOST_DRAWN} random groups of rows"
     items = len(values)
     draws = (np.bincount(rng.integers(0, items, items), minlength=items) for _ in range(_RESAMPLES))
-    return np.stack([values.sum(0), *(drawn.astype(np.float64) @ values for drawn in draws)])
-
-
-def _percentiles(statistics: np.ndarray, items: int) -> Interval:
-    """An interval from a statistic of all items, followed by those of resamples."""
-    low, high = np.quantile(statistics[1:], (0.025, 0.975))
-    return Interval(float(statistics[0]), float(low), float(high), "percentile bootstrap over rows", items)
+    resampled = statistic(np.stack([drawn.astype(np.float64) @ values for drawn in draws]))
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Interval(float(value[0]), float(low), float(high), method, len(columns))

@@ -2,7 +2,6 @@
 
 from dgr_jax.scoring.report import ScoringReport
 from dgr_jax.scoring.scorer import (
-    OnLong,
     Scorer,
     SequenceScores,
     response_sequence,
@@ -12,6 +11,6 @@ from dgr_jax.scoring.scorer import (
 from dgr_jax.scoring.trace_score import TraceScore
 
 __all__ = [
-    "OnLong", "Scorer", "ScoringReport", "SequenceScores", "TraceScore", "response_sequence", "target_scores",
+    "Scorer", "ScoringReport", "SequenceScores", "TraceScore", "response_sequence", "target_scores",
     "usual_tokens_per_batch",
 ]  # fmt: skip

@@ -20,7 +20,6 @@ class ScoringReport:
       tokens: real tokens of the sequences, those of shared prefixes counted in each.
       targets: tokens that were scored.
       shared: tokens that were not computed because another sequence's prefix holds them.
-      long: traces longer than the limit, which were truncated or rolled.
       slots: places of tokens in the batches, padding included.
       shapes: shapes of batches, each of which is a program that is compiled once.
       compile_seconds: host time to compile them.
@@ -31,7 +30,6 @@ class ScoringReport:
     tokens: int = 0
     targets: int = 0
     shared: int = 0
-    long: int = 0
     slots: int = 0
     shapes: set[Shape] = dataclasses.field(default_factory=set)
     compile_seconds: float = 0.0
@@ -70,10 +68,8 @@ class ScoringReport:
         """Lines for people."""
         rate = self.tokens / self.seconds if self.seconds else 0.0
         of_all = self.shared / self.tokens if self.tokens else 0.0
-        long = [f"{self.long} traces were longer than --max_length"] if self.long else []
         return "\n".join(
             (
-                *long,
                 f"{self.tokens} tokens at {rate:.0f} per second; shared prefixes saved {of_all:.1%} of them; "
                 f"{self.padding_share:.1%} padding",
                 f"{len(self.shapes)} programs compiled in {self.compile_seconds:.1f} s; "

@@ -11,7 +11,7 @@ import itertools
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from dgr_jax.errors import UserError
 from dgr_jax.models import Decoder, from_pretrained
 from dgr_jax.packing import PackedRows, Slots, TokenSequence, fill_rows
 from dgr_jax.rendering import render_all
+from dgr_jax.score_settings import OnLong, ScoreSettings
 from dgr_jax.scoring.plan import Batch, plan
 from dgr_jax.scoring.report import DeviceClock, ScoringReport
 from dgr_jax.scoring.trace_score import TraceScore
@@ -34,8 +35,6 @@ from dgr_jax.traces import Trace
 
 _AHEAD = 2
 """Batches that are packed, and sent to the device, before it asks for them."""
-
-OnLong = Literal["error", "truncate", "roll"]
 
 
 class SequenceScores(NamedTuple):
@@ -137,11 +136,11 @@ class Scorer:
         *,
         mesh: jax.sharding.Mesh | None = None,
         tokens_per_batch: int | None = None,
-        max_length: int = 32_768,
-        on_long: OnLong = "error",
-        share_prefixes: bool = True,
+        max_length: int = ScoreSettings.max_length,
+        on_long: OnLong = ScoreSettings.on_long,
+        share_prefixes: bool = ScoreSettings.share_prefixes,
         workers: int = 0,
-        window: int = 1024,
+        window: int = ScoreSettings.rows_per_shard,
     ):
         if chat:
             chat.check_fits(model.config.vocab_size)
@@ -206,7 +205,8 @@ class Scorer:
                 scores = iter(job.scores)
                 for trace, item, parts in job.payload:
                     log_probs = np.concatenate([next(scores).log_probs for _ in range(parts)])
-                    yield TraceScore.of(trace.id, item, log_probs, keep_tokens)
+                    long = self._on_long if len(item.token_ids) > self._max_length else None
+                    yield TraceScore.of(trace.id, item, log_probs, keep_tokens, long)
 
     def score_sequences(
         self, sequences: Iterable[TokenSequence], on_scored: Callable[[int], object] | None = None
@@ -255,7 +255,6 @@ class Scorer:
                 f"trace {trace.id!r} has {length} tokens, more than --max_length={longest}; raise it, drop the trace, "
                 "or choose --on_long=truncate or roll"
             )
-        self.report.long += 1
         if self._on_long == "truncate":
             return [TokenSequence(whole.token_ids[:longest], whole.scored[:longest])]
         return [

@@ -15,6 +15,7 @@ class TraceScore:
     Attributes:
       n_tokens, log_prob: response tokens (reasoning and answer, with the end token) and their sum.
       reasoning_tokens, reasoning_log_prob, answer_tokens, answer_log_prob: the same by span.
+      long: "truncate" or "roll", which was done to a trace longer than the limit; None for the others.
       prompt_token_ids, token_ids, token_log_probs: what the sums were made from; None unless asked for.
     """
 
@@ -25,12 +26,13 @@ class TraceScore:
     reasoning_log_prob: float
     answer_tokens: int
     answer_log_prob: float
+    long: str | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     token_log_probs: list[float] | None = None
 
     @classmethod
-    def of(cls, id: str, rendered: Rendered, log_probs: np.ndarray, keep_tokens: bool) -> Self:
+    def of(cls, id: str, rendered: Rendered, log_probs: np.ndarray, keep_tokens: bool, long: str | None) -> Self:
         """From the log-probabilities of a rendered trace's first response tokens, usually all of them."""
         prompt = rendered.prompt[1]
         reasoning = min(rendered.reasoning[1] - prompt, len(log_probs))
@@ -43,6 +45,7 @@ class TraceScore:
             reasoning_log_prob=float(total[:reasoning].sum()),
             answer_tokens=len(log_probs) - reasoning,
             answer_log_prob=float(total[reasoning:].sum()),
+            long=long,
             prompt_token_ids=rendered.token_ids[:prompt].tolist() if keep_tokens else None,
             token_ids=rendered.token_ids[prompt : prompt + len(log_probs)].tolist() if keep_tokens else None,
             token_log_probs=[float(v) for v in log_probs] if keep_tokens else None,

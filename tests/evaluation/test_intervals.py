@@ -133,3 +133,14 @@ def test_bootstrap_ratio_difference_of_equal_halves_is_nothing():
     assert interval.low == interval.value == interval.high == 0.0
     with pytest.raises(ValueError, match=r"equal \[pairs, 2\] arrays"):
         bootstrap_ratio_difference(a, a[:2], seed=0)
+
+
+@pytest.mark.parametrize("period", [1, 2, 8])
+def test_bootstrap_of_many_rows_does_not_care_for_their_order(period: int):
+    """Rows that take turns: harmful and benign, or eight responses to a prompt."""
+    n = 40_960
+    nats = np.where(np.arange(n) % max(period, 2) < max(period, 2) // 2, 1.0, 5.0)
+    nats = np.sort(nats) if period == 1 else nats
+    interval = bootstrap_ratio(nats, np.ones(n), seed=0)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * nats.std() / math.sqrt(n), rel=0.12)
+    assert interval.interval == "percentile bootstrap over 4096 random groups of rows" and interval.n == n

@@ -83,7 +83,7 @@ def test_a_long_trace_is_an_error_or_cut_or_rolled(scorer):
         list(make().score([trace]))
     cutter, roller = make(on_long="truncate"), make(on_long="roll")
     (cut,) = cutter.score([trace], keep_tokens=True)
-    assert cut.n_tokens == most - rendered.prompt[1] and cutter.report.long == 1
+    assert cut.n_tokens == most - rendered.prompt[1] and cut.long == "truncate"
     np.testing.assert_allclose(cut.token_log_probs, whole[: cut.n_tokens], atol=1e-5)
     (rolled,) = roller.score([trace], keep_tokens=True)
     assert rolled.n_tokens == len(whole) and rolled.token_ids == rendered.token_ids[rendered.prompt[1] :].tolist()
