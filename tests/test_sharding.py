@@ -12,7 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dgr_jax.errors import UserError
+from dgr_jax.scoring import Scorer
 from dgr_jax.sharding import make_mesh, partition_spec
+from tests.eight_devices import ROWS, continuations
+from tests.scoring.cases import in_float64
 
 MESHES = ("auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
 
@@ -35,17 +38,20 @@ def results(random_model, tmp_path_factory) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_scores(results, mesh):
-    for here, alone in zip(results[mesh]["scores"], results["None"]["scores"], strict=True):
-        np.testing.assert_allclose(here, alone, atol=1e-5)
+@pytest.fixture(scope="module")
+def in_float64_by_kind(random_model) -> dict[str, list[np.ndarray]]:
+    """Of the rows that were scored, and of those that share prefixes, by the plain formula."""
+    scorer = Scorer.from_pretrained(random_model)
+    kinds = {"scores": ROWS, "shared": continuations()}
+    return {kind: [in_float64(scorer.model, scorer.chat, row) for row in rows] for kind, rows in kinds.items()}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_scores_with_shared_prefixes(results, mesh):
+@pytest.mark.parametrize("kind", ["scores", "shared"])
+@pytest.mark.parametrize("mesh", ["None", *MESHES])
+def test_scores(results, in_float64_by_kind, mesh, kind):
+    for here, expected in zip(results[mesh][kind], in_float64_by_kind[kind], strict=True):
+        np.testing.assert_allclose(here, expected, atol=1e-5)
     assert results[mesh]["saved"] > 1000
-    for here, alone in zip(results[mesh]["shared"], results["None"]["shared"], strict=True):
-        np.testing.assert_allclose(here, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
