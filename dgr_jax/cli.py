@@ -47,7 +47,7 @@ def run(main: Callable[[list[str]], object]) -> None:
             print("error: gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'", file=sys.stderr)
             sys.exit(1)
         except NotImplementedError as error:
-            if not FLAGS.get_flag_value("implementation", None):
+            if not _given("implementation"):
                 raise
             # A named kernel says what it cannot serve.
             print("error: --implementation:", " ".join(str(error).splitlines()), file=sys.stderr)
@@ -64,7 +64,7 @@ def run(main: Callable[[list[str]], object]) -> None:
         try:
             guarded(argv)
         except BaseException as error:
-            if FLAGS.get_flag_value("hosts", None) is not None:
+            if _given("hosts") is not None:
                 from dgr_jax import hosts
 
                 hosts.abandon(error)
@@ -73,6 +73,11 @@ def run(main: Callable[[list[str]], object]) -> None:
     # absl would switch on INFO, and with it pages of Orbax; --verbosity=0 still does.
     logging.set_verbosity(logging.WARNING)
     app.run(alone_or_joined, flags_parser=_parse_flags)
+
+
+def _given(name: str) -> Any:
+    """Value of a flag that this script may not have."""
+    return FLAGS[name].value if name in FLAGS else None
 
 
 def define_common_flags(*names: str, required: Sequence[str] = ()) -> None:
