@@ -1,21 +1,23 @@
-"""XLA loops over the lists of tiles, one tile after the other: for CPUs, where that costs nothing.
+"""XLA loops over the tiles of queries, and for each over its list of tiles of keys: for CPUs, where that costs nothing.
 
 The kernels' own lists, so work is in proportion to visible pairs whatever the length of a row; `chunked` computes every
 pair and masks (docs/kernels.md has the times). Within a tile the matmuls run on all cores; a GPU would wait for each.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dgr_kernels.attention.tiles import Blocks, TileList, Tiles, tiles_for
+from dgr_kernels.attention.tiles import Blocks, Tiles, tiles_for
 from dgr_kernels.attention.visibility import Visibility
 from dgr_kernels.precision import product
 
 
 def choose_blocks(queries: int, keys: int, group: int) -> Blocks:
-    """Of two cores' choice: with 256 x 256 packed rows took as long, with 64 x 64 half as long again."""
+    """Of two cores' choice: with 256 x 256 packed rows took up to a seventh longer, with 64 x 64 a third."""
     del queries, keys, group
     return Blocks(128, 128)
 
@@ -79,28 +81,43 @@ class _Grid(NamedTuple):
         return tiles.bounds.reshape(self.B, 4, self.query_tiles, -1).swapaxes(1, 2).reshape(-1, 4, self.blocks.q)
 
 
-class _Step(NamedTuple):
-    """A tile: which of queries and of keys, counted over all rows, and its scores with the invisible at -inf."""
+class _Queries(NamedTuple):
+    """A tile of queries: its number over all rows, and its int32 [4, block] bounds."""
 
-    query: jax.Array
-    key: jax.Array
-    scores: jax.Array
+    number: jax.Array
+    q: jax.Array
+    bounds: jax.Array
 
 
-def _step(grid: _Grid, steps: TileList, index: jax.Array, q: jax.Array, k: jax.Array, bounds: jax.Array) -> _Step:
-    code = steps.steps[index]
-    row, outer, inner = steps.code.row(code), steps.code.outer(code), steps.code.inner(code)
-    query, key = row * grid.query_tiles + outer, row * grid.key_tiles + inner
-    scores = product("kth,ksh->kts", q[query], k[key])
+def _over_keys[T](
+    grid: _Grid,
+    tiles: Tiles,
+    queries: _Queries,
+    k: jax.Array,
+    visit: Callable[[jax.Array, jax.Array, T], T],
+    so_far: T,
+) -> T:
+    """Folds `visit(tile of keys, counted over all rows; scores, the invisible at -inf; so far)` over what is seen.
 
-    def mask(scores: jax.Array) -> jax.Array:
+    The list has the tiles without invisible pairs first, so each of two loops knows whether it masks.
+    """
+    steps, first_key = tiles.by_query, queries.number // grid.query_tiles * grid.key_tiles
+
+    def mask(inner: jax.Array, scores: jax.Array) -> jax.Array:
         s = inner * grid.blocks.k + jnp.arange(grid.blocks.k, dtype=jnp.int32)
-        start, end, own, last = (bound[:, None] for bound in bounds[query])
+        start, end, own, last = (bound[:, None] for bound in queries.bounds)
         visible = (s <= last) & (((start <= s) & (s < end)) | (s >= own))
         by_head = scores.reshape(grid.K, grid.G, *visible.shape)
         return jnp.where(visible, by_head, -jnp.inf).reshape(scores.shape)
 
-    return _Step(query, key, jax.lax.cond(steps.code.partial(code), mask, lambda scores: scores, scores))
+    def step(index: jax.Array, so_far: T, *, partial: bool) -> T:
+        inner = steps.code.inner(steps.steps[index])
+        scores = product("kth,ksh->kts", queries.q, k[first_key + inner])
+        return visit(first_key + inner, mask(inner, scores) if partial else scores, so_far)
+
+    whole, partial, stop = (steps.starts[2 * queries.number + i] for i in range(3))
+    so_far = jax.lax.fori_loop(whole, partial, functools.partial(step, partial=False), so_far)
+    return jax.lax.fori_loop(partial, stop, functools.partial(step, partial=True), so_far)
 
 
 def _add(array: jax.Array, tile: jax.Array, part: jax.Array) -> jax.Array:
@@ -109,27 +126,25 @@ def _add(array: jax.Array, tile: jax.Array, part: jax.Array) -> jax.Array:
 
 def _run(grid: _Grid, q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
     """Tiles of q (scaled), k and v -> out like q, and log-sum-exp without its last axis; both float32."""
-    steps, bounds = tiles.by_query, grid.bounds(tiles)
 
-    def visit(index: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        highest, total, out = so_far
-        query, key, scores = _step(grid, steps, index, q, k, bounds)
-        now = jnp.maximum(highest[query], scores.max(-1))
-        # Where nothing was visible yet, 0 keeps exp(-inf - 0) = 0 free of NaN.
-        safe = jnp.where(jnp.isfinite(now), now, 0)
-        weights, shrink = jnp.exp(scores - safe[..., None]), jnp.exp(highest[query] - safe)
-        part = product("kts,ksh->kth", weights.astype(v.dtype), v[key])
-        new = (now, total[query] * shrink + weights.sum(-1), out[query] * shrink[..., None] + part)
-        return tuple(
-            jax.lax.dynamic_update_index_in_dim(old, value, query, 0) for old, value in zip(so_far, new, strict=True)
-        )
+    def attend(queries: _Queries) -> tuple[jax.Array, jax.Array]:
+        def visit(key: jax.Array, scores: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            highest, total, out = so_far
+            now = jnp.maximum(highest, scores.max(-1))
+            # Where nothing was visible yet, 0 keeps exp(-inf - 0) = 0 free of NaN.
+            safe = jnp.where(jnp.isfinite(now), now, 0)
+            weights, shrink = jnp.exp(scores - safe[..., None]), jnp.exp(highest - safe)
+            part = product("kts,ksh->kth", weights.astype(v.dtype), v[key])
+            return now, total * shrink + weights.sum(-1), out * shrink[..., None] + part
 
-    rows = q.shape[:-1]
-    nothing = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros(q.shape, jnp.float32))
-    highest, total, out = jax.lax.fori_loop(0, steps.starts[-1], visit, nothing)
-    sees = total > 0
-    some = jnp.where(sees, total, 1)
-    return out / some[..., None], jnp.where(sees, jnp.log(some) + highest, -jnp.inf)
+        rows = queries.q.shape[:-1]
+        nothing = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros(queries.q.shape, jnp.float32))
+        highest, total, out = _over_keys(grid, tiles, queries, k, visit, nothing)
+        sees = total > 0
+        some = jnp.where(sees, total, 1)
+        return out / some[..., None], jnp.where(sees, jnp.log(some) + highest, -jnp.inf)
+
+    return jax.lax.map(attend, _Queries(jnp.arange(len(q)), q, grid.bounds(tiles)))
 
 
 def _forward(grid, q, k, v, tiles):
@@ -140,28 +155,33 @@ def _forward(grid, q, k, v, tiles):
 def _backward(grid, kept, given):
     q, k, v, tiles, out, log_sum_exp = kept
     dout, dlog_sum_exp = given
-    steps, bounds = tiles.by_query, grid.bounds(tiles)
     sees = jnp.isfinite(log_sum_exp)
     shift = jnp.where(sees, log_sum_exp, 0)
     # d loss / d score = weight * (dout . v - dout . out + dlog_sum_exp), as in FlashAttention-2.
     constant = jnp.where(sees, dlog_sum_exp, 0) - jnp.sum(dout * out, axis=-1)
-    dout = dout.astype(v.dtype)
 
-    def visit(index: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        dq, dk, dv = gradients
-        query, key, scores = _step(grid, steps, index, q, k, bounds)
-        weights = jnp.exp(scores - shift[query][..., None])
-        slopes = weights * (product("kth,ksh->kts", dout[query], v[key]) + constant[query][..., None])
-        slopes = slopes.astype(q.dtype)
-        return (
-            _add(dq, query, product("kts,ksh->kth", slopes, k[key])),
-            _add(dk, key, product("kts,kth->ksh", slopes, q[query])),
-            _add(dv, key, product("kts,kth->ksh", weights.astype(v.dtype), dout[query])),
-        )
+    def attend(of_keys, of_queries):
+        queries, dout, shift, constant = of_queries
 
-    nothing = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    gradients = jax.lax.fori_loop(0, steps.starts[-1], visit, nothing)
-    return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v), strict=True)), None
+        def visit(key: jax.Array, scores: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            dq, dk, dv = gradients
+            weights = jnp.exp(scores - shift[..., None])
+            slopes = weights * (product("kth,ksh->kts", dout, v[key]) + constant[..., None])
+            slopes = slopes.astype(q.dtype)
+            return (
+                dq + product("kts,ksh->kth", slopes, k[key]),
+                _add(dk, key, product("kts,kth->ksh", slopes, queries.q)),
+                _add(dv, key, product("kts,kth->ksh", weights.astype(v.dtype), dout)),
+            )
+
+        nothing = jnp.zeros(queries.q.shape, jnp.float32)
+        dq, *of_keys = _over_keys(grid, tiles, queries, k, visit, (nothing, *of_keys))
+        return tuple(of_keys), dq
+
+    nothing = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
+    queries = _Queries(jnp.arange(len(q)), q, grid.bounds(tiles))
+    (dk, dv), dq = jax.lax.scan(attend, nothing, (queries, dout.astype(v.dtype), shift, constant))
+    return *(g.astype(x.dtype) for g, x in zip((dq, dk, dv), (q, k, v), strict=True)), None
 
 
 _attend: Any = jax.custom_vjp(_run, nondiff_argnums=(0,))
