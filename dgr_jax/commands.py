@@ -17,8 +17,8 @@ from dgr_jax.evaluation.run import evaluate, summary_table
 from dgr_jax.evaluation.suites import Suite, load_suite
 from dgr_jax.hub import local_folder
 from dgr_jax.input_rows import InputRows, record_left_out
-from dgr_jax.models import ModelConfig, from_pretrained, save_pretrained
-from dgr_jax.models.weights import default_dtype, read_config
+from dgr_jax.models import from_pretrained, save_pretrained
+from dgr_jax.models.weights import default_dtype, load_config, read_config
 from dgr_jax.score_run import ScoringModel, score_source
 from dgr_jax.score_settings import ScoreSettings
 from dgr_jax.sft import SFTConfig, train, training_sequences
@@ -175,7 +175,8 @@ def sft(
     check_local(output, "fine-tuning")
     read = InputRows.read(source, on_bad_row=on_bad_row, exclude=exclude)
     traces = read.traces
-    folder = _model_folder(model)
+    folder = local_folder(model)
+    load_config(folder)  # what cannot be loaded is refused before anything is written
     for field, flag in (("seed", "--seed"), ("compute_dtype", "--dtype")):
         if field in recipe:
             raise UserError(f"--config: field {field!r} is not for the config file; give {flag}")
@@ -206,13 +207,6 @@ def sft(
     metrics = [json.loads(line) for line in (stage.folder / "metrics.jsonl").read_text().split("\n") if line]
     losses = f"{len(metrics)} steps, loss {metrics[0]['loss']:.4f} -> {metrics[-1]['loss']:.4f}"
     return "\n".join([*read.record(stage.folder), losses, f"model: {exported}"])
-
-
-def _model_folder(model: str) -> pathlib.Path:
-    """The model's folder; an architecture that cannot be loaded is refused before anything else is."""
-    folder = local_folder(model)
-    ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
-    return folder
 
 
 def _stored_dtype(folder: pathlib.Path) -> str:

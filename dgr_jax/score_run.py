@@ -14,8 +14,7 @@ from etils import epath
 from dgr_jax import hosts
 from dgr_jax.errors import UserError
 from dgr_jax.hub import local_folder
-from dgr_jax.models import ModelConfig
-from dgr_jax.models.weights import default_dtype, read_config
+from dgr_jax.models.weights import default_dtype, load_config
 from dgr_jax.progress import Progress
 from dgr_jax.score_settings import ScoreSettings
 from dgr_jax.scoring import Scorer, ScoringReport, TraceScore
@@ -38,7 +37,7 @@ class ScoringModel:
 
     def __init__(self, model: str, settings: ScoreSettings):
         self.folder, self.settings = local_folder(model), settings
-        self.config = ModelConfig.from_hf(read_config(self.folder), where=str(self.folder / "config.json"))
+        self.config = load_config(self.folder)
         self.fingerprint = fingerprint_model(self.folder)
 
     @functools.cached_property

@@ -54,6 +54,15 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return config
 
 
+def load_config(folder: pathlib.Path) -> ModelConfig:
+    """The architecture that the folder's config.json asks for.
+
+    Raises:
+      UserError: it is absent, not JSON, or asks for something that cannot be loaded.
+    """
+    return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
+
+
 class TensorFiles:
     """The tensors of a folder's safetensors files, by name; nothing is read until a slice is asked for."""
 
@@ -195,7 +204,7 @@ def from_pretrained(
             f"{jax.default_backend().upper()}; leave the flag out"
         )
     folder = local_folder(path_or_hub_id)
-    config = ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
+    config = load_config(folder)
     files = TensorFiles(folder)
     _check(files, config, folder)
     target = jnp.dtype(dtype or default_dtype())
