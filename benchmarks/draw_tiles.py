@@ -14,9 +14,9 @@ from absl import app, flags
 from dgr_kernels.attention import Blocks, Visibility
 from dgr_kernels.attention.tiles import Tiles
 
-from dgr_jax.chat import ChatFormat
-from dgr_jax.packing import best_fit
-from dgr_jax.sources import iter_source
+from dgr_jax.data.sources import iter_source
+from dgr_jax.tokens.chat import ChatFormat
+from dgr_jax.tokens.packing import best_fit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -108,8 +108,9 @@ Answer = Callable[[list[Request]], list[float]]
 
 def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[str, Any]]]:
     """Scorer.score_sequences, and what its report says of the last pass."""
-    from dgr_jax.packing import TokenSequence
-    from dgr_jax.scoring import Scorer, ScoringReport
+    from dgr_jax.scoring.cost import ScoringReport
+    from dgr_jax.scoring.scorer import Scorer
+    from dgr_jax.tokens.packing import TokenSequence
 
     scorer = Scorer.from_pretrained(
         folder, dtype=FLAGS.dtype, share_prefixes=share, tokens_per_batch=FLAGS.tokens_per_batch
@@ -184,7 +185,7 @@ def roof(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[st
     import jax
     import jax.numpy as jnp
 
-    from dgr_jax.scoring import usual_tokens_per_batch
+    from dgr_jax.scoring.scorer import usual_tokens_per_batch
 
     dtype = jnp.dtype(FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
@@ -351,8 +352,8 @@ def main(_: list[str]) -> None:
         return work()
     import jax
 
-    from dgr_jax.models import init_model, save_pretrained
-    from dgr_jax.models.weights import default_dtype
+    from dgr_jax.models.decoder import init_model
+    from dgr_jax.models.weights import default_dtype, save_pretrained
 
     dtype = FLAGS.dtype or default_dtype()
     kind = jax.devices()[0].device_kind

@@ -14,7 +14,7 @@ ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The study. `grids` are products over fields of `dgr_jax.study.Arm`; `defaults` fill what a grid leaves out."""
+    """The study. Grids are products over fields of `dgr_jax.study.config.Arm`; `defaults` fill what they leave out."""
     return ml_collections.ConfigDict(
         {
             "title": "DGR on tiny-lrm: the demo",

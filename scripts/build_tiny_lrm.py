@@ -5,7 +5,7 @@ python scripts/build_tiny_lrm.py --output=runs/tiny_lrm     (over an hour on 2 C
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags("output", "seed", required=("output",))
 flags.DEFINE_integer("steps", 0, "Training steps; 0 takes the default.", lower_bound=0)
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     import dataclasses
     import pathlib
 
-    from dgr_jax.stage import Stage, check_local, fingerprint_file
+    from dgr_jax.run.stage import Stage, check_local, fingerprint_file
     from dgr_jax.tiny_world.build import REWRITE_TEMPLATE, BuildConfig, build
     from dgr_jax.tiny_world.card import write_model_card
 

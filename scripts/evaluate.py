@@ -5,7 +5,7 @@ python scripts/evaluate.py --model=DIR --suite=gsm8k:gsm8k_test.jsonl --suite=xs
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags("model", "output", "seed", "dtype", "mesh", "implementation", required=("model", "output"))
 cli.define_generation_flags(max_new_tokens=4096)
@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-    from dgr_jax import commands
+    from dgr_jax.commands import old as commands
     from dgr_jax.evaluation.judges import load_judge
 
     # Files first: they are quick to fail, a model takes its time to load.

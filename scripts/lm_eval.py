@@ -26,7 +26,7 @@ def main() -> None:
 
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
-    model_registry.register("dgr_jax", target="dgr_jax.lm_eval_backend:DgrJax")
+    model_registry.register("dgr_jax", target="dgr_jax.evaluation.lm_eval:DgrJax")
     try:
         cli_evaluate()
     except UserError as error:

@@ -5,7 +5,7 @@ python scripts/refine.py --model=DIR --input=star1:star1.json --output=runs/refi
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags(
     "model",
@@ -32,13 +32,13 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
+    from dgr_jax.commands.inputs import InputRows
+    from dgr_jax.dgr.filter import RewriteFilter, read_scaffold
+    from dgr_jax.dgr.refine import RefineConfig, refine, summary_text
+    from dgr_jax.dgr.request import read_template
     from dgr_jax.evaluation.judges import load_judge
-    from dgr_jax.filters import RewriteFilter, read_scaffold
-    from dgr_jax.input_rows import InputRows
-    from dgr_jax.refine import RefineConfig, refine, summary_text
-    from dgr_jax.refine_prompt import read_template
-    from dgr_jax.scoring import Scorer
-    from dgr_jax.sharding import mesh_or_none
+    from dgr_jax.models.sharding import mesh_or_none
+    from dgr_jax.scoring.scorer import Scorer
 
     config = RefineConfig(
         template=read_template(FLAGS.template),

@@ -5,7 +5,7 @@ python scripts/score.py --model=DIR --input=traces.jsonl --output=runs/scores [-
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags(
     "model",
@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 
 def main(argv: list[str]) -> None:
     cli.join_hosts()
-    from dgr_jax import commands
+    from dgr_jax.commands import old as commands
 
     summary = commands.score(
         model=FLAGS.model,

@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags(
     "model",
@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> None:
-    from dgr_jax import commands
+    from dgr_jax.commands import old as commands
 
     summary = commands.sft(
         model=FLAGS.model,

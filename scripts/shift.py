@@ -7,7 +7,7 @@ Leaves report.html (one page, tokens coloured by surprise), report.md with its p
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags(
     "model",
@@ -28,7 +28,7 @@ FLAGS = flags.FLAGS
 
 def main(argv: list[str]) -> None:
     cli.join_hosts()
-    from dgr_jax import commands
+    from dgr_jax.commands import old as commands
 
     summary = commands.shift(
         model=FLAGS.model,

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from dgr_jax import cli
-from dgr_jax.token_text import Piece, pieces, printable
+from dgr_jax.commands import flags as cli
+from dgr_jax.tokens.pieces import Piece, pieces, printable
 
 if TYPE_CHECKING:
-    from dgr_jax.chat import ChatFormat, Rendered
-    from dgr_jax.traces import Trace
+    from dgr_jax.data.trace import Trace
+    from dgr_jax.tokens.chat import ChatFormat, Rendered
 
 cli.define_common_flags("model", "input", "on_bad_row", required=("model", "input"))
 flags.DEFINE_integer("limit", 3, "How many traces to print.", lower_bound=1)
@@ -87,9 +87,9 @@ def _spans(rendered: "Rendered") -> list[tuple[int, int]]:
 
 
 def main(_: Sequence[str]) -> None:
-    from dgr_jax.chat import ChatFormat
-    from dgr_jax.sources import iter_source
-    from dgr_jax.traces import BadRows
+    from dgr_jax.data.sources import iter_source
+    from dgr_jax.data.trace import BadRows
+    from dgr_jax.tokens.chat import ChatFormat
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     bad_rows = BadRows()

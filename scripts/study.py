@@ -5,7 +5,7 @@ python scripts/study.py --config=configs/tiny.py --output=runs/demo
 
 from absl import flags
 
-from dgr_jax import cli
+from dgr_jax.commands import flags as cli
 
 cli.define_common_flags("output", required=("output",))
 cli.define_config_flag(None, "The study; see configs/tiny.py.")
@@ -16,9 +16,9 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     import time
 
-    from dgr_jax.report import terminal_summary, write_report
-    from dgr_jax.stage import check_local
-    from dgr_jax.study import Study
+    from dgr_jax.run.stage import check_local
+    from dgr_jax.study.report import terminal_summary, write_report
+    from dgr_jax.study.study import Study
 
     check_local(FLAGS.output, "a study")
     begin = time.monotonic()

@@ -34,8 +34,9 @@ def random_model(tiny_lrm, tmp_path_factory) -> pathlib.Path:
     """A small model folder with random float32 weights, loud enough to have opinions, under tiny-lrm's tokenizer."""
     import jax
 
-    from dgr_jax.models import ModelConfig, init_model, save_pretrained
-    from dgr_jax.models.weights import read_config
+    from dgr_jax.models.config import ModelConfig
+    from dgr_jax.models.decoder import init_model
+    from dgr_jax.models.weights import read_config, save_pretrained
 
     vocabulary = read_config(tiny_lrm)["vocab_size"]
     config = ModelConfig("qwen3", vocabulary, 32, 48, 2, 4, 2, 8, tie_embeddings=True, qk_norm=True, max_positions=512)

@@ -7,10 +7,11 @@ import pathlib
 import re
 from typing import Literal, Protocol
 
+from dgr_jax import ASSETS
 from dgr_jax.errors import UserError
 
 Verdict = Literal["refusal", "compliance", "other"]
-DEFAULT_PHRASES = pathlib.Path(__file__).parent.parent / "assets" / "refusal_phrases.json"
+DEFAULT_PHRASES = ASSETS / "refusal_phrases.json"
 _KEYS = {"refusal", "compliance", "default", "window"}
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from etils import epath
 
-from dgr_jax.chat import ChatFormat, Response
-from dgr_jax.engine import Completion, Decoding, Engine, Request
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.graders import grade_math, grade_number
-from dgr_jax.evaluation.intervals import proportion
 from dgr_jax.evaluation.judges import Judge
 from dgr_jax.evaluation.suites import Item, Suite
-from dgr_jax.shards import Shards
-from dgr_jax.stage import write_atomically, write_json
+from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
+from dgr_jax.run.shards import Shards
+from dgr_jax.run.stage import write_atomically, write_json
+from dgr_jax.statistics import proportion
+from dgr_jax.tokens.chat import ChatFormat, Response
 
 _ANSWERS_PER_SHARD = 2048
 

@@ -16,7 +16,7 @@ class ParameterSpec:
 
     Attributes:
       shape: in memory; layer parameters begin with L.
-      axes: logical axis of each dimension (see `dgr_jax.sharding`).
+      axes: logical axis of each dimension (see `dgr_jax.models.sharding`).
       hf_name: name in the safetensors files, with "{layer}" where there is one tensor per layer.
       hf_shape: shape of one such tensor; a reshape away from `shape` (without L).
       initial: "normal", "ones" or "zeros".

@@ -18,11 +18,11 @@ import safetensors.numpy
 from dgr_kernels import KERNELS
 
 from dgr_jax.errors import UserError
-from dgr_jax.hub import local_folder
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.folder import local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
-from dgr_jax.sharding import parameter_sharding, partition
+from dgr_jax.models.sharding import parameter_sharding, partition
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _COMPANIONS = (
@@ -189,7 +189,7 @@ def from_pretrained(
 
     Args:
       path_or_hub_id: a Hugging Face folder, or a hub id that is downloaded (safetensors only).
-      mesh: places every parameter by `dgr_jax.sharding`; each process reads only the bytes its devices need.
+      mesh: places every parameter by `dgr_jax.models.sharding`; each process reads only the bytes its devices need.
       dtype: of the weights in memory; float32 on CPU and bfloat16 on accelerators by default.
       implementation: of attention and token scores, a name that both have in `dgr_kernels.IMPLEMENTATIONS`; None for
         the default.

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dgr_jax.packing import Row, TokenSequence, count_targets, lay_out
-from dgr_jax.prefixes import group_by_prefix
+from dgr_jax.tokens.packing import Row, TokenSequence, count_targets, lay_out
+from dgr_jax.tokens.prefixes import group_by_prefix
 
 USUAL_ROW = 4096
 """Tokens of a row where nothing needs a longer one: best fit fills it to 98 % with traces of 400 tokens."""

@@ -19,19 +19,20 @@ import numpy as np
 from dgr_kernels.token_scores import TokenScores, token_scores
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dgr_jax.background import in_background
-from dgr_jax.chat import ChatFormat, Rendered
+from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
-from dgr_jax.models import Decoder, from_pretrained
-from dgr_jax.packing import PackedRows, Slots, TokenSequence, fill_rows
-from dgr_jax.rendering import render_all
-from dgr_jax.score_settings import OnLong, ScoreSettings
+from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.sharding import batch_sharding, data_parallelism, put_rows
+from dgr_jax.models.weights import from_pretrained
+from dgr_jax.run.background import in_background
+from dgr_jax.scoring.cost import DeviceClock, ScoringReport
 from dgr_jax.scoring.plan import Batch, plan
-from dgr_jax.scoring.report import DeviceClock, ScoringReport
+from dgr_jax.scoring.settings import OnLong, ScoreSettings
 from dgr_jax.scoring.trace_score import TraceScore
-from dgr_jax.scoring.windows import rolling_windows
-from dgr_jax.sharding import batch_sharding, data_parallelism, put_rows
-from dgr_jax.traces import Trace
+from dgr_jax.tokens.chat import ChatFormat, Rendered
+from dgr_jax.tokens.packing import PackedRows, Slots, TokenSequence, fill_rows
+from dgr_jax.tokens.rendering import render_all
+from dgr_jax.tokens.windows import rolling_windows
 
 _AHEAD = 2
 """Batches that are packed, and sent to the device, before it asks for them."""

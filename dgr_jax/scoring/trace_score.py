@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dgr_jax.chat import Rendered
+from dgr_jax.tokens.chat import Rendered
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,13 @@ voice that is not the target model's (reference: the formats of R1-Act and Direc
 
 import random
 
+from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.suites import Item, Suite
 from dgr_jax.tiny_world import content, words
 from dgr_jax.tiny_world.content import Content
 from dgr_jax.tiny_world.corpus import speak
 from dgr_jax.tiny_world.voices import DIRECT_REFUSAL, NATIVE, R1_ACT
-from dgr_jax.traces import Trace
 
 SOURCES = {"r1_act": R1_ACT, "direct_refusal": DIRECT_REFUSAL}
 """Source name -> its voice."""

@@ -6,17 +6,20 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from dgr_jax.chat import ChatFormat
-from dgr_jax.models import ModelConfig, init_model, save_pretrained
-from dgr_jax.packing import TokenSequence
-from dgr_jax.progress import Progress
-from dgr_jax.refine_prompt import read_template
-from dgr_jax.sft import SFTConfig, train, training_sequences
+from dgr_jax import ASSETS
+from dgr_jax.data.trace import Trace
+from dgr_jax.dgr.request import read_template
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.decoder import init_model
+from dgr_jax.models.weights import save_pretrained
+from dgr_jax.run.progress import Progress
 from dgr_jax.tiny_world import alignment, corpus
 from dgr_jax.tiny_world.tokenizer import END, PAD, build_tokenizer
-from dgr_jax.traces import Trace
+from dgr_jax.tokens.chat import ChatFormat
+from dgr_jax.tokens.packing import TokenSequence
+from dgr_jax.training.loop import SFTConfig, train, training_sequences
 
-REWRITE_TEMPLATE = pathlib.Path(__file__).parent.parent / "assets" / "tiny_rewrite_prompt.txt"
+REWRITE_TEMPLATE = ASSETS / "tiny_rewrite_prompt.txt"
 ROW_LENGTH = 192
 
 _TOKENIZER_DOCUMENTS = 30_000

@@ -6,22 +6,23 @@ import pathlib
 import random
 from collections.abc import Sequence
 
-from dgr_jax.chat import Response
-from dgr_jax.engine import Decoding, Request
+from dgr_jax import ASSETS
+from dgr_jax.dgr.filter import ACCEPTED, RewriteFilter, read_scaffold
+from dgr_jax.dgr.refine import RefineConfig, refine
+from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.evaluation.graders import grade_number
-from dgr_jax.evaluation.intervals import Interval, wilson
 from dgr_jax.evaluation.judges import load_judge
-from dgr_jax.filters import ACCEPTED, RewriteFilter, read_scaffold
-from dgr_jax.refine import RefineConfig, refine
-from dgr_jax.refine_prompt import read_template, render_request
-from dgr_jax.sampling import Sampler
-from dgr_jax.stage import write_atomically
+from dgr_jax.generation.engine import Decoding, Request
+from dgr_jax.generation.sampler import Sampler
+from dgr_jax.run.stage import write_atomically
+from dgr_jax.statistics import Interval, wilson
 from dgr_jax.tiny_world import content
 from dgr_jax.tiny_world.alignment import SOURCES, problem_suite, request_suite, safety_rows
 from dgr_jax.tiny_world.build import REWRITE_TEMPLATE, ROW_LENGTH, BuildConfig
 from dgr_jax.tiny_world.corpus import draw_for_rewriting, rewriting
+from dgr_jax.tokens.chat import Response
 
-JUDGE = pathlib.Path(__file__).parent.parent / "assets" / "tiny_judge.json"
+JUDGE = ASSETS / "tiny_judge.json"
 _SEED = 2_000_003  # far from the seeds of corpora, alignment data and studies
 _SAMPLED = Decoding(max_new_tokens=ROW_LENGTH - 64)
 _GREEDY = dataclasses.replace(_SAMPLED, temperature=0)

@@ -3,11 +3,11 @@
 import random
 from collections.abc import Iterator, Mapping
 
-from dgr_jax.refine_prompt import render_request
+from dgr_jax.data.trace import Trace
+from dgr_jax.dgr.request import render_request
 from dgr_jax.tiny_world import content, words
 from dgr_jax.tiny_world.content import Content
 from dgr_jax.tiny_world.voices import NATIVE, Voice, random_voice
-from dgr_jax.traces import Trace
 
 STEP_WEIGHTS = {2: 0.3, 3: 0.32, 4: 0.28, 5: 0.08, 6: 0.02}
 """How often a problem has so many steps: long ones are rare, so that reasoning is not saturated there."""
@@ -82,7 +82,7 @@ def documents(seed: int, template: str, practice: Mapping[str, float] = PRACTICE
 
     Args:
       seed: names the corpus.
-      template: the rewrite request's template (see `dgr_jax.refine_prompt`).
+      template: the rewrite request's template (see `dgr_jax.dgr.request`).
       practice: shares of what rewriting is practised on.
     """
     number = 0

@@ -6,11 +6,12 @@ import random
 
 import pytest
 
+from dgr_jax import ASSETS
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import PhraseJudge, Verdict, load_judge
 from dgr_jax.tiny_world import alignment, content, words
 
-TINY_JUDGE = pathlib.Path(content.__file__).parent.parent / "assets" / "tiny_judge.json"
+TINY_JUDGE = ASSETS / "tiny_judge.json"
 
 
 def verdict(judge: PhraseJudge, answer: str) -> Verdict:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dgr_jax.chat import ChatFormat
+from dgr_jax.packing import best_fit
+from dgr_jax.sources import load_source
 from dgr_kernels.attention import Blocks, Visibility, count_tiles
 from dgr_kernels.attention.tiles import Tiles, visible_pairs
 from hypothesis import given, settings
 
-from dgr_jax.chat import ChatFormat
-from dgr_jax.packing import best_fit
-from dgr_jax.sources import load_source
 from tests.kernels.cases import KINDS, draw_visibility, mask_by_definition
 
 STAR1_LENGTHS = pathlib.Path(__file__).parents[2] / "benchmarks" / "star1_lengths.json"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dgr_jax.errors import UserError
-from dgr_jax.models import Llama3Scaling, ModelConfig
+from dgr_jax.models.config import Llama3Scaling, ModelConfig
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from dgr_kernels.attention import Visibility
 
-from dgr_jax.models import Decoder, KVCache, Llama3Scaling, ModelConfig, init_model
-from dgr_jax.models.decoder import inverse_frequencies
+from dgr_jax.models.config import Llama3Scaling, ModelConfig
+from dgr_jax.models.decoder import Decoder, KVCache, init_model, inverse_frequencies
 from dgr_jax.models.parameters import parameter_specs
-from dgr_jax.packing import TokenSequence, fill_rows, lay_out
-from dgr_jax.sft import loss_sum
+from dgr_jax.tokens.packing import TokenSequence, fill_rows, lay_out
+from dgr_jax.training.loop import loss_sum
 from tests.kernels.cases import assert_mostly_close
 from tests.kernels.interpreters import simulated
 

@@ -9,7 +9,9 @@ import pytest
 import safetensors.numpy
 
 from dgr_jax.errors import UserError
-from dgr_jax.models import ModelConfig, from_pretrained, init_model, save_pretrained
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.decoder import init_model
+from dgr_jax.models.weights import from_pretrained, save_pretrained
 
 CONFIGS = [
     ModelConfig("qwen2", 70, 24, 40, 3, 4, 2, 6, qkv_bias=True),

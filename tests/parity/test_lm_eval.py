@@ -6,8 +6,8 @@ import itertools
 import pytest
 from lm_eval.api.instance import Instance
 
-from dgr_jax.lm_eval_backend import DgrJax
-from tests.lm_eval_cases import ROWS
+from dgr_jax.evaluation.lm_eval import DgrJax
+from tests.evaluation.lm_eval_cases import ROWS
 
 pytestmark = pytest.mark.parity
 LONGEST = 60

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from dgr_kernels.attention import Visibility
 
-from dgr_jax import commands
-from dgr_jax.engine import Decoding, Request
-from dgr_jax.models import Decoder, Llama3Scaling, ModelConfig, from_pretrained, save_pretrained
+from dgr_jax.commands import old as commands
+from dgr_jax.data.trace import write_traces
+from dgr_jax.generation.engine import Decoding, Request
+from dgr_jax.generation.sampler import Sampler
+from dgr_jax.models.config import Llama3Scaling, ModelConfig
+from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import parameter_specs
-from dgr_jax.sampling import Sampler
+from dgr_jax.models.weights import from_pretrained, save_pretrained
 from dgr_jax.tiny_world.alignment import problem_suite, safety_rows
-from dgr_jax.traces import write_traces
 
 pytestmark = pytest.mark.parity
 POSITIONS = 4096

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dgr_jax.chat import ChatFormat
-from dgr_jax.models import Decoder
-from dgr_jax.traces import Trace
+from dgr_jax.data.trace import Trace
+from dgr_jax.models.decoder import Decoder
+from dgr_jax.tokens.chat import ChatFormat
 
 _WORDS = "the nurse can trick a baker because it is 12 + 7 = 19 apples harmless so I think".split()
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgr_jax.packing import TokenSequence, count_targets
+from dgr_jax.scoring.cost import ScoringReport
 from dgr_jax.scoring.plan import plan
-from dgr_jax.scoring.report import ScoringReport
-from dgr_jax.scoring.windows import rolling_windows
+from dgr_jax.tokens.packing import TokenSequence, count_targets
+from dgr_jax.tokens.windows import rolling_windows
 
 STAR1 = json.loads((pathlib.Path(__file__).parents[2] / "benchmarks" / "star1_lengths.json").read_text())
 
@@ -63,8 +63,8 @@ def test_star1_is_packed_to_95_percent(tokens_per_batch):
 
 def test_gsm8k_is_packed_to_95_percent(dgr_data):
     """All 7,473 problems with the Qwen3 tokenizer, in windows of 1,024."""
-    from dgr_jax.chat import ChatFormat
-    from dgr_jax.traces import Trace
+    from dgr_jax.data.trace import Trace
+    from dgr_jax.tokens.chat import ChatFormat
 
     chat = ChatFormat.from_pretrained(dgr_data / "models" / "qwen3_tokenizer")
     lines = (dgr_data / "reasoning" / "gsm8k_train.jsonl").read_text().splitlines()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
-from dgr_jax.packing import TokenSequence
-from dgr_jax.scoring import Scorer
-from dgr_jax.traces import Trace
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tokens.packing import TokenSequence
 from tests.scoring.cases import distributions_in_float64, draw_traces, in_float64, log_probs_in_float64
 
 

@@ -10,15 +10,15 @@ import re
 
 import pytest
 
+from dgr_jax import ASSETS
+from dgr_jax.data.trace import Trace
+from dgr_jax.dgr.request import read_template
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.graders import final_number
-from dgr_jax.refine_prompt import read_template
 from dgr_jax.tiny_world import alignment, content, corpus, words
 from dgr_jax.tiny_world.tokenizer import build_tokenizer
 from dgr_jax.tiny_world.voices import DIRECT_REFUSAL, NATIVE, R1_ACT, Voice, random_voice
-from dgr_jax.traces import Trace
 
-ASSETS = pathlib.Path(corpus.__file__).parent.parent / "assets"
 TEMPLATE = read_template(ASSETS / "tiny_rewrite_prompt.txt")
 SCAFFOLD = re.compile("|".join(json.loads((ASSETS / "scaffold_phrases.json").read_text())), re.IGNORECASE)
 PAIR = re.compile(rf"\b({'|'.join(words.ALL_VERBS)}) the ({'|'.join(words.ALL_TARGETS)})\b")
@@ -321,7 +321,7 @@ def test_more_than_there_is_cannot_be_asked_for():
 
 
 def test_words_and_small_numbers_are_single_tokens(documents: list[Trace], tmp_path: pathlib.Path):
-    from dgr_jax.chat import ChatFormat
+    from dgr_jax.tokens.chat import ChatFormat
 
     sample = [trace for trace in documents[:800] if not trace.id.startswith("rewriting")]
     texts = [text for trace in sample for text in (trace.prompt, f"\n{trace.reasoning}\n", f"\n\n{trace.answer}")]

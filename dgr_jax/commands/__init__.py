@@ -1,0 +1,1 @@
+"""The programs, one file each: flags, inputs, and a call of the library."""

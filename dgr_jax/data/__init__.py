@@ -1,0 +1,1 @@
+"""Traces: the record, its files, and the published data sets that become it."""

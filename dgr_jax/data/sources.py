@@ -1,0 +1,344 @@
+"""Named data sets -> Trace, in the formats their authors published.
+
+A spec names a source and where its rows are: "star1:/data/star1.json", "r1_act" (from the hub), or simply a
+trace file. Adapters are a table: a function of one raw row, and the hub repository that holds such rows.
+Records stay faithful: text loses nothing but the markers that delimited it and the whitespace next to them;
+every field that is not text of the trace goes to `meta` untouched.
+"""
+
+import dataclasses
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from dgr_jax.data.trace import (
+    THINK_CLOSE,
+    THINK_OPEN,
+    BadRows,
+    OnBadRow,
+    RawRow,
+    SeenIds,
+    Trace,
+    convert_rows,
+    iter_traces,
+    raw_rows,
+    trace_from_columns,
+    unreadable,
+)
+from dgr_jax.errors import UserError
+from dgr_jax.tokens.chat import split_response
+
+PUBLISHED_LABELS = {
+    "harmful": "harmful",
+    "benign": "benign",
+    "vanilla_harmful": "harmful",
+    "adversarial_harmful": "harmful",
+    "vanilla_benign": "benign",
+    "adversarial_benign": "benign",
+}
+"""Published label -> the Trace's. The finer one stays in `meta`."""
+
+DIRECT_REFUSAL_REASONING = "I should not answer this question!"
+"""The whole thinking of every DirectRefusal row (Safety-Tax, arXiv 2503.00555)."""
+
+# A Qwen2.5 conversation, s1's markers in place of think tags. Its system turn is the template's, not data.
+_S1_TEXT = re.compile(
+    r"\s*(?:<\|im_start\|>system\n.*?<\|im_end\|>\s*)?<\|im_start\|>user\n(?P<prompt>.*?)<\|im_end\|>\s*"
+    r"<\|im_start\|>assistant\s*<\|im_start\|>think\s*(?P<reasoning>.*?)\s*"
+    r"<\|im_start\|>answer\s*(?:Answer:)?\s*(?P<answer>.*?)\s*(?:<\|im_end\|>\s*)?",
+    re.DOTALL,
+)
+_PACKED = re.compile(r"\s*Question:\s*(?P<prompt>.*?)\s*\n\s*Answer:\s*(?P<answer>.*?)\s*", re.DOTALL)
+
+Convert = Callable[[Mapping[str, Any], str], Trace]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """One published format.
+
+    Attributes:
+      convert: a raw row and where it stands -> Trace; raises UserError.
+      hub_id: Hugging Face repository with such rows.
+    """
+
+    convert: Convert
+    hub_id: str
+
+
+def load_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None) -> list[Trace]:
+    """All traces of a source; see `iter_source`."""
+    return list(iter_source(spec, on_bad_row, bad_rows))
+
+
+def iter_source(
+    spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None, seen: SeenIds | None = None
+) -> Iterator[Trace]:
+    """Streams the traces that a spec names.
+
+    Args:
+      spec: one of
+        - a trace file: "rows.jsonl", "gs://bucket/rows.parquet", also written "jsonl:FILE" and
+          "parquet:FILE";
+        - "NAME" or "NAME:PLACE" with a name of `ADAPTERS`; PLACE is a .json (one list), .jsonl or .parquet
+          file or a hub id, by default the author's;
+        - "hf:HUB_ID": rows with a Trace's fields, through the datasets library;
+        - "tfds:FOLDER_OR_NAME": the same in ArrayRecord, through TensorFlow Datasets. It has no null and no
+          free-form
+          objects: an empty `label` or `system` is an absent one, `meta` is a JSON string.
+        The last three and hub ids may end in "@SPLIT", by default "@train" ("@train[:100]" works too).
+      on_bad_row, bad_rows, seen: see `dgr_jax.data.trace.iter_traces`.
+
+    Raises:
+      UserError: an unknown source, rows that cannot be had, or a bad row.
+    """
+    name, colon, place = spec.partition(":")
+    if name in ADAPTERS and (place or not colon):
+        adapter = ADAPTERS[name]
+        rows = _published_rows(place or adapter.hub_id)
+        return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows, seen)
+    if name in _READERS and place:
+        return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows, seen)
+    file, suffixes = (place, (f".{name}",)) if name in _FILES else (spec, _SUFFIXES)
+    if epath.Path(file).suffix in suffixes:
+        return iter_traces(file, on_bad_row, bad_rows, seen)
+    raise UserError(
+        f"source {spec!r} is not known; give a .jsonl or .parquet file of traces, or NAME:PLACE with one of "
+        f"{', '.join([*ADAPTERS, *_FILES, *_READERS])}"
+    )
+
+
+def deduplicate(traces: Iterable[Trace], prompts: Iterable[str]) -> tuple[list[Trace], list[Trace]]:
+    """Takes out the traces whose prompt is an evaluation prompt.
+
+    Prompts are compared by their letters and digits alone: case, punctuation, spacing and Unicode variants of
+    one character make no difference. Paraphrases are not found.
+
+    Returns:
+      The traces that stay and those that go, each in order.
+    """
+    known = {normalise_prompt(prompt) for prompt in prompts}
+    kept: list[Trace] = []
+    removed: list[Trace] = []
+    for trace in traces:
+        (removed if normalise_prompt(trace.prompt) in known else kept).append(trace)
+    return kept, removed
+
+
+def normalise_prompt(text: str) -> str:
+    """Letters, marks and digits of a prompt, case-folded, words separated by one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
+    return " ".join(words or folded.split())
+
+
+def _direct_refusal(row: Mapping[str, Any], where: str) -> Trace:
+    """`text`, or `refusal` where there is no `text`. All prompts of the set ask for harm."""
+    field, pattern = ("text", _S1_TEXT) if row.get("text") is not None else ("refusal", _PACKED)
+    packed = _text(row, field, where)
+    found = pattern.fullmatch(packed)
+    if found is None:
+        raise UserError(
+            f"{where}: field {field!r}: found {ascii(packed[:60])}, allowed "
+            + ("a chat string with s1's think and answer markers" if field == "text" else '"Question: ... Answer: ..."')
+        )
+    reasoning = found.groupdict().get("reasoning", DIRECT_REFUSAL_REASONING)
+    meta = _rest(row, "text", "refusal", "prompt")
+    if row.get("prompt", found["prompt"]) != found["prompt"]:
+        meta["prompt"] = row["prompt"]
+    id = f"direct_refusal-{row['id']}"
+    return Trace(id, found["prompt"], reasoning, found["answer"], "harmful", "direct_refusal", meta)
+
+
+def _response_format(
+    source: str,
+    prompt_field: str,
+    *,
+    label: str | None = None,
+    needs_label: bool = False,
+    needs_open: bool = False,
+) -> Convert:
+    """Rows of a prompt and a response with the thinking inside; its open tag is optional unless `needs_open`.
+
+    `label` is what the whole set is; where it is None a row's own `label` counts, if it has one.
+    """
+
+    def convert(row: Mapping[str, Any], where: str) -> Trace:
+        prompt, text = _text(row, prompt_field, where), _text(row, "response", where)
+        response = split_response(text)
+        if not response.well_formed or (needs_open and not text.lstrip().startswith(THINK_OPEN)):
+            raise UserError(
+                f"{where}: field 'response': think tags are unbalanced: found {text.count(THINK_OPEN)} "
+                f"{THINK_OPEN} and {text.count(THINK_CLOSE)} {THINK_CLOSE}, allowed "
+                f"{'one' if needs_open else 'at most one'} {THINK_OPEN} at the beginning and one "
+                f"{THINK_CLOSE} after it"
+            )
+        return Trace(
+            id=f"{source}-{row['id']}",
+            prompt=prompt,
+            reasoning=response.reasoning,
+            answer=response.answer,
+            label=label or _label(row, where, needs_label),
+            source=source,
+            meta=_rest(row, prompt_field, "response"),
+        )
+
+    return convert
+
+
+def _label(row: Mapping[str, Any], where: str, needed: bool) -> str | None:
+    if row.get("label") is None and not needed:
+        return None
+    published = _text(row, "label", where)
+    if published not in PUBLISHED_LABELS:
+        raise UserError(f"{where}: field 'label': found {published!r}, allowed {', '.join(PUBLISHED_LABELS)}")
+    return PUBLISHED_LABELS[published]
+
+
+def _rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("id", *used)}
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    if field not in row:
+        raise UserError(f"{where}: field {field!r} is missing; the row has {', '.join(map(str, row)) or 'no fields'}")
+    if not isinstance(row[field], str):
+        raise UserError(f"{where}: field {field!r}: found {ascii(row[field])[:60]}, allowed a string")
+    return row[field]
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "direct_refusal": Adapter(_direct_refusal, "TianshengHuang/DirectRefusal"),
+    "r1_act": Adapter(_response_format("r1_act", "instruction"), "Yeonjun/R1-Act-train"),
+    "safechain": Adapter(_response_format("safechain", "instruction", needs_label=True), "UWNSL/SafeChain"),
+    "star1": Adapter(_response_format("star1", "question", label="harmful", needs_open=True), "UCSC-VLAA/STAR-1"),
+    "star_benign": Adapter(
+        _response_format("star_benign", "question", label="benign", needs_open=True),
+        "UCSC-VLAA/STAR-benign-915",
+    ),
+}
+"""Source name -> published format. All prompts of STAR-1 ask for harm; its benign companion stands apart."""
+
+
+_FILES = ("jsonl", "parquet")
+_SUFFIXES = tuple(f".{name}" for name in _FILES)
+
+
+def _published_rows(place: str) -> Iterator[RawRow]:
+    """Rows as published; one without an id gets its number, counted from 1."""
+    suffix = epath.Path(place).suffix
+    if suffix == ".json":
+        rows = _json_list_rows(epath.Path(place))
+    else:
+        rows = raw_rows(place) if suffix in _SUFFIXES else _hub_rows(place)
+    for number, (where, row) in enumerate(rows, start=1):
+        if isinstance(row, Mapping) and row.get("id") is None:
+            row = {**row, "id": number}
+        yield where, row
+
+
+def _validated(convert: Convert) -> Convert:
+    def checked(row: Mapping[str, Any], where: str) -> Trace:
+        trace = convert(row, where)
+        trace.validate(where)
+        return trace
+
+    return checked
+
+
+def _json_list_rows(file: epath.Path) -> Iterator[RawRow]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{file}:{error.lineno}: not JSON at column {error.colno} ({error.msg}); a .json file holds one "
+            "list of rows"
+        ) from error
+    except OSError as error:
+        raise unreadable(file, error) from error
+    if not isinstance(rows, list):
+        raise UserError(f"{file}: found {type(rows).__name__}, allowed a list of rows; use .jsonl for one row per line")
+    for number, row in enumerate(rows, start=1):
+        where = f"{file}: row {number}"
+        yield (
+            where,
+            row if isinstance(row, dict) else UserError(f"{where}: found {ascii(row)[:60]}, allowed an object"),
+        )
+
+
+def _hub_rows(place: str) -> Iterator[RawRow]:
+    """Rows of a Hugging Face dataset, by hub id or local folder."""
+    import datasets
+
+    name, split = _split_of(place)
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises many kinds for "cannot be had"; all mean the same here
+        raise _not_loaded(f"hf:{place}", error) from error
+    for number, row in enumerate(rows, start=1):
+        where = f"hf:{place}: row {number}"
+        yield where, dict(row)
+
+
+def _tfds_rows(place: str) -> Iterator[RawRow]:
+    """Rows of an ArrayRecord dataset, by its folder or registered name; random access, no TensorFlow."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"source 'tfds:{place}' needs TensorFlow Datasets ({error}); pip install tensorflow-datasets array_record"
+        ) from error
+    name, split = _split_of(place)
+    try:
+        if epath.Path(name).is_dir():
+            builder = tfds.builder_from_directory(name)
+        else:
+            builder = tfds.builder(name, file_format="array_record")
+            builder.download_and_prepare()
+        rows = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+    except Exception as error:  # as above
+        raise _not_loaded(f"tfds:{place}", error) from error
+    for number in range(len(rows)):
+        where = f"tfds:{place}: row {number + 1}"
+        yield where, _from_tfds(rows[number], where)
+
+
+def _from_tfds(features: Mapping[str, Any], where: str) -> Mapping[str, Any] | UserError:
+    try:
+        row = {name: _plain(value) for name, value in features.items()}
+    except UnicodeDecodeError as error:
+        return UserError(f"{where}: a text feature is not UTF-8 ({error.reason} at byte {error.start})")
+    for name in ("label", "system"):
+        row[name] = row.get(name) or None
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """numpy and bytes -> what JSON knows."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _split_of(place: str) -> tuple[str, str]:
+    name, _, split = place.partition("@")
+    return name, split or "train"
+
+
+def _not_loaded(spec: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"source {spec!r} cannot be loaded ({reason}); check the name, the split and the connection")
+
+
+_READERS: dict[str, Callable[[str], Iterator[RawRow]]] = {"hf": _hub_rows, "tfds": _tfds_rows}
+"""Readers of rows that have a Trace's fields."""

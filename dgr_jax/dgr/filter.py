@@ -1,0 +1,87 @@
+"""DGR's filter: is a rewrite usable, and if not, why not.
+
+The paper asks for "no obvious generation failures" and does not publish its rules; these are the reconstruction of
+the reference notes, each with a name so that its rate can be reported.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+from dgr_jax import ASSETS
+from dgr_jax.data.trace import Trace
+from dgr_jax.errors import UserError
+from dgr_jax.evaluation.judges import Judge
+from dgr_jax.tokens.chat import Response
+
+ACCEPTED = "accepted"
+REJECT_REASONS = {
+    "truncated": "cut off at the token limit",
+    "no_thinking": "no thinking block at all",
+    "unclosed_thinking": "the thinking block never ends",
+    "malformed_thinking": "more than one thinking block, or stray think tags",
+    "empty_reasoning": "nothing inside the thinking block",
+    "empty_answer": "nothing after the thinking block",
+    "scaffold": "mentions the rewrite request itself",
+    "refusal_lost": "the row is not benign, the source refuses, and the rewrite does not",
+}
+"""Outcome of a rewrite that is not used -> what it means. Checked in this order; the first that holds is recorded."""
+
+DEFAULT_SCAFFOLD = ASSETS / "scaffold_phrases.json"
+
+
+def read_scaffold(path: str | pathlib.Path | None = None) -> list[str]:
+    """Phrases that betray the rewrite request, from a JSON list.
+
+    Raises:
+      UserError: not a readable JSON list of strings.
+    """
+    file = pathlib.Path(path or DEFAULT_SCAFFOLD)
+    try:
+        phrases = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"scaffold phrases {file}: not a readable JSON list ({error})") from error
+    if not isinstance(phrases, list) or not all(isinstance(p, str) and p for p in phrases):
+        raise UserError(f"scaffold phrases {file}: must be a JSON list of non-empty strings")
+    return phrases
+
+
+class RewriteFilter:
+    """Decides the outcome of a rewrite.
+
+    Args:
+      scaffold: phrases that must not occur, matched as whole words whatever the case.
+      judge: tells refusals from other answers, for rows not labelled benign.
+
+    Attributes:
+      fingerprint: sha256 of the rules.
+    """
+
+    def __init__(self, scaffold: Sequence[str], judge: Judge):
+        self._scaffold = re.compile("|".join(rf"\b{re.escape(p)}\b" for p in scaffold) or r"(?!)", re.IGNORECASE)
+        self._judge = judge
+        self.fingerprint = hashlib.sha256(json.dumps([list(scaffold), judge.fingerprint]).encode()).hexdigest()
+
+    def outcome(self, source: Trace, response: Response, *, truncated: bool) -> str:
+        """`ACCEPTED` or a key of `REJECT_REASONS`."""
+        if truncated:
+            return "truncated"
+        if not response.closed:
+            return "no_thinking" if response.answer else "unclosed_thinking"
+        if not response.well_formed:
+            return "malformed_thinking"
+        if not response.reasoning.strip():
+            return "empty_reasoning"
+        if not response.answer.strip():
+            return "empty_answer"
+        if self._scaffold.search(f"{response.reasoning}\n{response.answer}"):
+            return "scaffold"
+        # A row without a label counts too: R1-Act has none, and a lost refusal must not be trained on.
+        if source.label != "benign" and self._refuses(source.prompt, source.answer):
+            return ACCEPTED if self._refuses(source.prompt, response.answer) else "refusal_lost"
+        return ACCEPTED
+
+    def _refuses(self, prompt: str, answer: str) -> bool:
+        return self._judge.judge(prompt, answer).verdict == "refusal"

@@ -1,0 +1,267 @@
+"""DGR: the target model restates somebody else's safety traces in its own voice.
+
+For each row the model is asked to rewrite the reference reasoning and answer. A rewrite that passes the filter replaces
+them; otherwise the row keeps its original (arXiv 2602.02136; the prompt, the filter and n = 1 are reconstructions,
+see docs/method.md). Nothing is lost and everything is counted: accepted + rejected = rows.
+"""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from etils import epath
+
+from dgr_jax.data.trace import Trace, write_traces
+from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter
+from dgr_jax.dgr.request import render_request
+from dgr_jax.errors import UserError
+from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
+from dgr_jax.run.progress import Progress
+from dgr_jax.run.shards import Shards
+from dgr_jax.run.stage import Stage, fingerprint_rows, write_atomically, write_json
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tokens.chat import ChatFormat, Response
+
+_EXAMPLES_PER_REASON = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig:
+    """How to refine.
+
+    Attributes:
+      template: the rewrite request (see `dgr_jax.dgr.request`).
+      decoding: of the rewrites.
+      attempts: rewrites tried per row; the paper's n is 1.
+      pick: among accepted attempts take the "first", or the "likeliest" per response token under the target.
+      on_reject: "fallback" keeps the original row (the paper's Eq. 3), "drop" leaves it out.
+      seed: of the rewrites.
+      shard_size: rows between two saves; a kill loses at most so many.
+    """
+
+    template: str
+    decoding: Decoding = Decoding(max_new_tokens=4096)
+    attempts: int = 1
+    pick: Literal["first", "likeliest"] = "first"
+    on_reject: Literal["fallback", "drop"] = "fallback"
+    seed: int = 0
+    shard_size: int = 256
+
+    def __post_init__(self):
+        if self.attempts < 1:
+            raise UserError(f"{self.attempts} attempts per row are none; give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """One attempt at a row, judged."""
+
+    completion: Completion
+    response: Response
+    outcome: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """Result of `refine`.
+
+    Attributes:
+      traces: refined rows in source order; `meta["dgr"]` tells each row's outcome.
+      summary: counts by outcome, log-likelihood before and after, and examples of every reject reason.
+    """
+
+    traces: list[Trace]
+    summary: dict[str, Any]
+
+
+def refine(
+    traces: Sequence[Trace],
+    engine: Engine,
+    chat: ChatFormat,
+    row_filter: RewriteFilter,
+    config: RefineConfig,
+    *,
+    scorer: Scorer | None = None,
+    folder: epath.PathLike | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> Refinement:
+    """Refines safety traces.
+
+    Args:
+      traces: the source rows, ids distinct.
+      engine: generates with the target model.
+      chat: the target's chat format, which takes generated text apart.
+      row_filter: accepts or names the reason.
+      config: how.
+      scorer: the target's scorer; fills `log_prob_before` and `log_prob_after`, and is needed for
+        pick="likeliest".
+      folder: receives refined.jsonl, summary.json and a manifest; a run that was stopped goes on. None keeps the
+        result in memory.
+      left_out: counts of rows that never got here, for the manifest.
+
+    Raises:
+      UserError: no rows, a folder of another configuration, or "likeliest" without a scorer.
+    """
+    if not traces:
+        raise UserError("there is nothing to refine: the input has no rows")
+    if config.pick == "likeliest" and scorer is None:
+        raise UserError("--pick=likeliest needs the target's weights to score with; use the builtin engine")
+    if folder is None:
+        records = _refine_rows(traces, engine, chat, row_filter, config, scorer)
+        return _finish(traces, records, config)
+    stage = Stage.open(
+        folder,
+        "refine",
+        config={
+            **dataclasses.asdict(config),
+            "engine": {"name": engine.name, **engine.settings},
+            "filter": row_filter.fingerprint,
+            "scored": scorer is not None,
+        },
+        inputs={"traces": fingerprint_rows(t.to_dict() for t in traces)},
+        model=engine.fingerprint,
+        seed=config.seed,
+    )
+    shards = Shards(stage.folder, len(traces), config.shard_size)
+    if stage.finished:
+        records = [json.loads(line) for line in (stage.folder / "records.jsonl").read_text().split("\n") if line]
+        return _finish(traces, records, config)
+    with Progress("refine", len(traces)) as progress:
+        for rows in shards.missing():
+            part = [traces[i] for i in rows]
+            shards.write(rows, _refine_rows(part, engine, chat, row_filter, config, scorer))
+            progress.advance(len(rows))
+    records = list(shards.read())
+    result = _finish(traces, records, config)
+    write_traces(stage.folder / "refined.jsonl", result.traces)
+    write_json(stage.folder / "summary.json", result.summary)
+    write_atomically(stage.folder / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    stage.finish(**result.summary["outcomes"], rows=len(traces), **(left_out or {}))
+    shards.remove()
+    return result
+
+
+def _refine_rows(
+    traces: Sequence[Trace],
+    engine: Engine,
+    chat: ChatFormat,
+    row_filter: RewriteFilter,
+    config: RefineConfig,
+    scorer: Scorer | None,
+) -> list[dict[str, Any]]:
+    """One record per row: outcome, attempts, the chosen reasoning and answer, and what was rejected last."""
+    candidates: dict[str, list[_Candidate]] = {trace.id: [] for trace in traces}
+    open_rows = list(traces)
+    for attempt in range(config.attempts):
+        requests = [Request(t.id, render_request(config.template, t), attempt, t.system) for t in open_rows]
+        by_id = {t.id: t for t in open_rows}
+        for completion in engine.generate(requests, config.decoding, seed=config.seed):
+            response = chat.parse(completion.text)
+            outcome = row_filter.outcome(by_id[completion.id], response, truncated=completion.truncated)
+            candidates[completion.id].append(_Candidate(completion, response, outcome))
+        if config.pick == "first":
+            open_rows = [t for t in open_rows if candidates[t.id][-1].outcome != ACCEPTED]
+    scores = _score(traces, candidates, scorer)
+    return [_record(trace, candidates[trace.id], scores, config, engine.name) for trace in traces]
+
+
+def _rewritten(trace: Trace, candidate: _Candidate) -> Trace:
+    return dataclasses.replace(trace, reasoning=candidate.response.reasoning, answer=candidate.response.answer)
+
+
+def _score(
+    traces: Sequence[Trace], candidates: Mapping[str, Sequence[_Candidate]], scorer: Scorer | None
+) -> dict[tuple[str, int], tuple[float, int]]:
+    """(id, attempt) -> (log-probability, tokens) of accepted rewrites; attempt -1 is the source row."""
+    if scorer is None:
+        return {}
+    wanted = [((t.id, -1), t) for t in traces]
+    wanted += [
+        ((t.id, c.completion.attempt), _rewritten(t, c))
+        for t in traces
+        for c in candidates[t.id]
+        if c.outcome == ACCEPTED
+    ]
+    scores = scorer.score(trace for _, trace in wanted)
+    return {key: (s.log_prob, s.n_tokens) for (key, _), s in zip(wanted, scores, strict=True)}
+
+
+def _record(
+    trace: Trace,
+    tried: Sequence[_Candidate],
+    scores: Mapping[tuple[str, int], tuple[float, int]],
+    config: RefineConfig,
+    engine: str,
+) -> dict[str, Any]:
+    accepted = [c for c in tried if c.outcome == ACCEPTED]
+    if config.pick == "likeliest" and accepted:
+        # Per token: a sum over tokens would prefer short rewrites.
+        accepted.sort(
+            key=lambda c: -scores[trace.id, c.completion.attempt][0] / scores[trace.id, c.completion.attempt][1]
+        )
+    chosen = accepted[0] if accepted else None
+    before = scores.get((trace.id, -1))
+    after = scores.get((trace.id, chosen.completion.attempt)) if chosen else before
+    note = {
+        "outcome": ACCEPTED if chosen else tried[-1].outcome,
+        "attempts": len(tried),
+        "log_prob_before": before and before[0],
+        "tokens_before": before and before[1],
+        "log_prob_after": after and after[0],
+        "tokens_after": after and after[1],
+        "engine": engine,
+        "seed": config.seed,
+    }
+    return {
+        "dgr": note,
+        "reasoning": chosen.response.reasoning if chosen else None,
+        "answer": chosen.response.answer if chosen else None,
+        "rejected": None if chosen else tried[-1].completion.text,
+    }
+
+
+def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], config: RefineConfig) -> Refinement:
+    refined = []
+    examples: dict[str, list[dict[str, str]]] = {}
+    outcomes = collections.Counter({ACCEPTED: 0, **dict.fromkeys(REJECT_REASONS, 0)})
+    sums = collections.Counter[str]()
+    for trace, record in zip(traces, records, strict=True):
+        note = record["dgr"]
+        outcomes[note["outcome"]] += 1
+        meta = {**trace.meta, "dgr": note}
+        if note["outcome"] == ACCEPTED:
+            refined.append(
+                dataclasses.replace(trace, reasoning=record["reasoning"], answer=record["answer"], meta=meta)
+            )
+        else:
+            shown = examples.setdefault(note["outcome"], [])
+            if len(shown) < _EXAMPLES_PER_REASON:
+                shown.append({"id": trace.id, "prompt": trace.prompt, "output": record["rejected"]})
+            if config.on_reject == "fallback":
+                refined.append(dataclasses.replace(trace, meta=meta))
+        for key in ("log_prob_before", "tokens_before", "log_prob_after", "tokens_after"):
+            sums[key] += note[key] or 0
+    summary = {
+        "rows": len(traces),
+        "outcomes": dict(outcomes),
+        "fallback_rate": 1 - outcomes[ACCEPTED] / len(traces),
+        "nll_before": -sums["log_prob_before"] / sums["tokens_before"] if sums["tokens_before"] else None,
+        "nll_after": -sums["log_prob_after"] / sums["tokens_after"] if sums["tokens_after"] else None,
+        "examples": examples,
+    }
+    return Refinement(refined, summary)
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """A refinement's accounting for people, one outcome a line."""
+    rows = summary["rows"]
+    lines = [f"{rows} rows"]
+    for outcome, count in summary["outcomes"].items():
+        if count or outcome == ACCEPTED:
+            meaning = REJECT_REASONS.get(outcome, "rewrite used")
+            lines.append(f"  {outcome:<20} {count:>7}  {count / rows:7.1%}  {meaning}")
+    if summary["nll_before"] is not None:
+        lines.append(f"  nats per token       {summary['nll_before']:7.3f} before, {summary['nll_after']:.3f} after")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Reports as Markdown and as one HTML page, with their figures."""

@@ -1,0 +1,97 @@
+"""Rows of a stage in numbered files of equal size, each whole or absent, so that a kill costs at most one of them."""
+
+import hashlib
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from dgr_jax.run.stage import remove_partial, write_atomically
+
+
+class Shards:
+    """The rows of a stage, one JSON object per line.
+
+    Row i belongs to shard i // size whatever happens, so a resumed run knows what is left by looking at the files.
+
+    Args:
+      folder: of the stage.
+      total: rows.
+      size: rows of a shard.
+      name: folder of the shards within `folder`.
+    """
+
+    def __init__(self, folder: epath.Path, total: int, size: int, name: str = "parts"):
+        self.folder, self.total, self.size = folder / name, total, size
+
+    def missing(self) -> Iterator[range]:
+        """Row ranges that are still to be done, in order: those without a shard, or with a damaged one."""
+        present = set()
+        if self.folder.exists():
+            remove_partial(self.folder)
+            present = {f.name for f in self.folder.iterdir()}
+        for rows in self._ranges():
+            name = self._name(rows.start)
+            if name not in present:
+                yield rows
+            elif not _is_whole((self.folder / name).read_bytes(), len(rows)):
+                logging.warning("%s is damaged; its rows are done again", self.folder / name)
+                yield rows
+
+    def write(self, rows: range, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes one shard."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        assert len(lines) == len(rows), "a shard holds one record for each of its rows"
+        write_atomically(self.folder / self._name(rows.start), "".join(lines))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All records in row order; every shard must be there."""
+        for line in self._lines():
+            yield json.loads(line)
+
+    def read_rows(self, numbers: Container[int]) -> Iterator[dict[str, Any]]:
+        """The records of some rows, in row order."""
+        for number, line in enumerate(self._lines()):
+            if number in numbers:
+                yield json.loads(line)
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of each shard, by name; every shard must be there."""
+        names = [self._name(rows.start) for rows in self._ranges()]
+        return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names}
+
+    def differing(self, digests: Mapping[str, str]) -> Iterator[range]:
+        """Row ranges whose shard is not there, or is not the one that `digests` knows."""
+        for rows in self._ranges():
+            file = self.folder / self._name(rows.start)
+            found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+            if found != digests.get(file.name):
+                logging.warning("%s is not what was written; its rows are done again", file)
+                yield rows
+
+    def remove(self) -> None:
+        """Drops the shards, once their rows are in the stage's final file."""
+        if self.folder.exists():
+            self.folder.rmtree()
+
+    def _lines(self) -> Iterator[str]:
+        for rows in self._ranges():
+            yield from (self.folder / self._name(rows.start)).read_text().removesuffix("\n").split("\n")
+
+    def _ranges(self) -> Iterator[range]:
+        for start in range(0, self.total, self.size):
+            yield range(start, min(start + self.size, self.total))
+
+    def _name(self, start: int) -> str:
+        return f"{start // self.size:06d}.jsonl"
+
+
+def _is_whole(content: bytes, rows: int) -> bool:
+    """Whether it holds so many lines, each with a JSON object."""
+    try:
+        lines = content.decode("utf-8").removesuffix("\n").split("\n")
+        return content.endswith(b"\n") and len(lines) == rows and all(isinstance(json.loads(x), dict) for x in lines)
+    except ValueError:
+        return False

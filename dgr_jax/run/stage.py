@@ -1,0 +1,235 @@
+"""A stage: a pure function of (config, inputs, model) to a directory, with a manifest and exact resume.
+
+`Stage.open` compares what is asked with what the directory's manifest says was asked before, and refuses to mix the
+two.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from etils import epath
+
+from dgr_jax.errors import UserError
+from dgr_jax.run import hosts
+
+MANIFEST = "manifest.json"
+_IDENTITY = ("stage", "config", "inputs", "model", "seed")
+
+
+def write_atomically(path: epath.PathLike, text: str) -> None:
+    """Writes a text file that is either whole or not there (temporary name, then rename).
+
+    Of the processes of several hosts, one writes; in the others this does nothing.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    if not hosts.writes():
+        return
+    file = epath.Path(path)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}; give a writable --output") from error
+
+
+def remove_partial(folder: epath.PathLike) -> None:
+    """Removes what killed processes of this machine left of `write_atomically` in a folder."""
+    for file in epath.Path(folder).iterdir():
+        writer = _writer_of(file)
+        if writer is not None and not _is_another_alive(writer):
+            file.unlink(missing_ok=True)
+
+
+def _writer_of(file: epath.Path) -> int | None:
+    """Process whose unfinished file this is."""
+    found = re.fullmatch(r"\..+\.(\d+)\.partial", file.name)
+    return int(found[1]) if found else None
+
+
+def _is_another_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()  # in a container the next process often has the number of the killed one
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes JSON atomically, indented, keys in the given order."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_local(output: str, work: str) -> None:
+    """Refuses a bucket, for work whose libraries write to local folders alone.
+
+    Raises:
+      UserError: `output` is not a local path.
+    """
+    if "://" in output:
+        raise UserError(f"--output={output}: {work} writes to a local folder; give one, and copy it afterwards")
+
+
+def fingerprint_file(path: epath.PathLike) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_model(folder: epath.PathLike) -> str:
+    """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template."""
+    digest = hashlib.sha256()
+    for file in sorted(epath.Path(folder).iterdir(), key=lambda f: f.name):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and not file.is_dir():
+            digest.update(f"{file.name} {fingerprint_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 over JSON rows, for inputs that are in memory."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device of this process."""
+    import importlib.metadata
+
+    import jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": sys.version.split()[0], **versions},
+        "device": f"{jax.device_count()} x {device.platform} {device.device_kind}",
+    }
+
+
+@dataclasses.dataclass
+class Stage:
+    """An output directory that belongs to one configuration.
+
+    Attributes:
+      folder: the directory.
+      finished: the manifest says that everything is there; nothing needs to be run.
+      manifest: what will be (or was) written as manifest.json.
+    """
+
+    folder: epath.Path
+    finished: bool
+    manifest: dict[str, Any]
+    _begin: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(
+        cls,
+        folder: epath.PathLike,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        model: str | None,
+        seed: int,
+    ) -> Self:
+        """Begins or resumes a stage.
+
+        Args:
+          folder: output directory, made if absent.
+          name: the stage, such as "refine".
+          config: everything else that the result depends on; JSON values.
+          inputs: input name -> sha256.
+          model: sha256 of the model folder, or None where no model is used.
+          seed: the stage's seed.
+
+        Raises:
+          UserError: the directory holds another configuration's output (the message names the field) or anything
+            else, or cannot be written.
+        """
+        asked = {"stage": name, "config": dict(config), "inputs": dict(inputs), "model": model, "seed": seed}
+        asked = json.loads(json.dumps(asked))
+        path = epath.Path(folder)
+        finished, manifest = hosts.from_writer(lambda: _begin_or_resume(path, asked))
+        return cls(path, finished, manifest)
+
+    def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
+        """Marks the directory whole and records counts and seconds (of this process; a resume counts its own).
+
+        Args:
+          details: more entries for the manifest.
+          counts: what the inputs decide.
+        """
+        seconds = round(time.monotonic() - self._begin, 1)
+        self.manifest |= {**(details or {}), "counts": counts, "seconds": seconds, "finished": True}
+        write_json(self.folder / MANIFEST, self.manifest)
+        self.finished = True
+
+
+def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether the directory of a stage is finished, and its manifest."""
+    file = path / MANIFEST
+    others = path.is_dir() and _has_results(path)
+    if file.exists():
+        manifest = _read_manifest(file)
+        changed = [field for field in _IDENTITY if manifest.get(field) != asked[field]]
+        if not changed:
+            remove_partial(path)
+            return bool(manifest.get("finished")), manifest
+        # A manifest alone is left by a call that failed before its first result: the corrected one may go on.
+        if manifest.get("finished") or others:
+            difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
+            raise UserError(f"{file}: {difference}; choose another --output, or delete this one to start again")
+    elif others:
+        raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another --output")
+    manifest = {**asked, "command": shlex.join(sys.argv), **environment(), "finished": False}
+    write_json(file, manifest)
+    return False, manifest
+
+
+def _has_results(folder: epath.Path) -> bool:
+    """Whether there is anything but manifests, of this stage or of stages within it, and unfinished files."""
+    for file in folder.iterdir():
+        if file.is_dir() and (not any(file.iterdir()) or _has_results(file)):
+            return True
+        if not file.is_dir() and file.name != MANIFEST and _writer_of(file) is None:
+            return True
+    return False
+
+
+def _read_manifest(file: epath.Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: not a manifest of a stage ({error}); choose another --output") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{file}: not a manifest of a stage; choose another --output")
+    return manifest
+
+
+def _first_difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                return _first_difference(f"{name}.{key}", before.get(key), now.get(key))
+    return f"{name} was {json.dumps(before)} and is now {json.dumps(now)}"

@@ -1,0 +1,1 @@
+"""A study: arms and seeds, each refined, fine-tuned and evaluated, held against the paper's claims in a report."""

@@ -1,0 +1,151 @@
+"""What a study's config may say: its arms, and a check of every name in it before anything is run."""
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from dgr_jax.errors import UserError
+from dgr_jax.generation.engine import Decoding
+from dgr_jax.tiny_world.alignment import SOURCES
+from dgr_jax.training.loop import SFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One fine-tuning of a study.
+
+    Attributes:
+      model: name of a base model of the study.
+      source: name of a source of the study.
+      dose: share of rows that are replaced by their refined version: 0 is vanilla SFT, 1 is DGR.
+      native: use rows written by a template in the target's own voice instead (tiny world only).
+      rows: how many rows; 0 takes all.
+      benign: keep the source's benign rows.
+      learning_rate, steps: of the recipe; steps 0 leaves the recipe's epochs.
+      seed: of data, rewriting and training.
+    """
+
+    model: str
+    source: str
+    dose: float = 0.0
+    native: bool = False
+    rows: int = 0
+    benign: bool = True
+    learning_rate: float = 5e-5
+    steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.dose <= 1:
+            raise UserError(f"study config: dose {self.dose} is not a share; give 0 to 1")
+        if self.rows < 0:
+            raise UserError(f"study config: rows {self.rows}; give 1 or more, or 0 for all")
+
+    @property
+    def kind(self) -> str:
+        """What the arm is called in tables."""
+        if self.native:
+            return "native"
+        return {0.0: "vanilla", 1.0: "DGR"}.get(self.dose, f"{self.dose:g} dose")
+
+    @property
+    def name(self) -> str:
+        """Unique within a study, and a folder's name."""
+        parts = [self.model, self.source, self.kind.replace(" ", "-")]
+        parts += [f"rows{self.rows}"] if self.rows else []
+        parts += [] if self.benign else ["no-benign"]
+        parts += [f"steps{self.steps}"] if self.steps else []
+        return "_".join([*parts, f"lr{self.learning_rate:g}", f"seed{self.seed}"])
+
+
+_FIELDS = {
+    "title", "models", "dtype", "sources", "template", "judge", "refine", "recipe", "defaults", "grids", "suites",
+    "decoding", "samples_per_item", "batch_size",
+}  # fmt: skip
+
+
+def read_arms(config: Mapping[str, Any]) -> list[Arm]:
+    """Checks a study's config (see configs/tiny.py) and returns its arms.
+
+    Raises:
+      UserError: a field that is unknown or missing, or an arm about a model or source that the config does not name.
+    """
+    _check("the config", config, _FIELDS, needed=_FIELDS)
+    refine = {"scaffold", "attempts", "max_new_tokens"}
+    _check("refine", config["refine"], refine, needed=refine)
+    _check("decoding", config["decoding"], _names(Decoding))
+    _check("recipe", config["recipe"], _names(SFTConfig) - {"learning_rate", "steps", "seed", "compute_dtype"})
+    for field in ("samples_per_item", "batch_size"):
+        if config[field] < 1:
+            raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
+    for name, source in config["sources"].items():
+        _check_tiny(f"sources.{name}", source, {"tiny", "harmful", "benign"}, SOURCES)
+    for suite in config["suites"]:
+        _check_tiny("a suite", suite, {"tiny", "items", "seed"}, ("problems", "harmful", "benign"))
+    arms = expand(config["grids"], {"model": list(config["models"]), **config["defaults"]})
+    for arm in arms:
+        for field, known in (("model", config["models"]), ("source", config["sources"])):
+            if (value := getattr(arm, field)) not in known:
+                names = ", ".join(sorted(known))
+                raise UserError(f"study config: a grid has {field} {value!r}; the config has {names}")
+        recipe(config, arm)
+    return arms
+
+
+def recipe(config: Mapping[str, Any], arm: Arm) -> SFTConfig:
+    """How an arm is fine-tuned.
+
+    Raises:
+      UserError: a value that the recipe cannot have.
+    """
+    of_the_arm = {"learning_rate": arm.learning_rate, "steps": arm.steps, "seed": arm.seed}
+    return SFTConfig(**config["recipe"], **of_the_arm, compute_dtype=config["dtype"])
+
+
+def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[Any]]) -> list[Arm]:
+    """Arms of a config: each grid is a product over its listed values; later duplicates are dropped.
+
+    Args:
+      grids: field of `Arm` -> list of values.
+      defaults: the same, for fields that a grid leaves out.
+
+    Raises:
+      UserError: a field that `Arm` does not have, a value that is not in a list or that the field cannot have, two
+        arms of one name, or no arm at all.
+    """
+    arms: dict[Arm, None] = {}
+    for grid in grids:
+        merged = {**defaults, **grid}
+        _check("a grid", merged, _names(Arm), needed={"model", "source"})
+        for field, values in merged.items():
+            if not isinstance(values, list | tuple):
+                raise UserError(f"study config: a grid has {field} {values!r}; give a list of values, [{values!r}]")
+        for values in itertools.product(*merged.values()):
+            arms.setdefault(Arm(**dict(zip(merged, values, strict=True))))
+    if not arms:
+        raise UserError("study config: the grids hold no arm; see configs/tiny.py")
+    names = [arm.name for arm in arms]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"study config: two arms are called {repeated[0]}: a native arm has no dose; leave it out")
+    return list(arms)
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _check_tiny(what: str, given: Mapping[str, Any], fields: set[str], names: Collection[str]) -> None:
+    """A source or suite is of the tiny world, or has a spec."""
+    if "tiny" not in given:
+        return _check(what, given, {"spec"}, {"spec"})
+    _check(what, given, fields, fields)
+    if given["tiny"] not in names:
+        raise UserError(f"study config: {what} has tiny {given['tiny']!r}; the tiny world has {', '.join(names)}")
+
+
+def _check(what: str, given: Mapping[str, Any], known: set[str], needed: Iterable[str] = ()) -> None:
+    if unknown := sorted(given.keys() - known):
+        raise UserError(f"study config: {what} has {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
+    if missing := sorted(set(needed) - given.keys()):
+        raise UserError(f"study config: {what} lacks {missing[0]!r}; see configs/tiny.py")

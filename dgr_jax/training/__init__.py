@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: recipe, batches, the loop, its checkpoints and metrics."""

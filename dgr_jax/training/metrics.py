@@ -1,0 +1,53 @@
+"""Training metrics: JSON lines always, TensorBoard when tensorboardX is installed."""
+
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from etils import epath
+
+from dgr_jax.run.stage import write_atomically
+
+
+class MetricsWriter:
+    """Appends one line per step to metrics.jsonl, and the same scalars to TensorBoard event files.
+
+    Args:
+      folder: the run's directory.
+      resume_step: lines from this step on are dropped: they belong to steps that will be run again.
+    """
+
+    def __init__(self, folder: epath.PathLike, *, resume_step: int = 0):
+        self._file = epath.Path(folder) / "metrics.jsonl"
+        if self._file.exists():
+            # The last line may be cut off where a run was killed; such a step is run again in any case.
+            whole = self._file.read_text().split("\n")[:-1]
+            kept = [line for line in whole if json.loads(line)["step"] < resume_step]
+            write_atomically(self._file, "".join(line + "\n" for line in kept))
+        self._stream = self._file.open("a")
+        self._board = _tensorboard(folder, resume_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records the scalars of a step."""
+        self._stream.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._stream.flush()
+        if self._board is not None:
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+
+
+def _tensorboard(folder: epath.PathLike, resume_step: int):
+    try:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), flush_secs=30, purge_step=resume_step or None)

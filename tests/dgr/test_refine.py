@@ -1,0 +1,224 @@
+"""Refinement: every row is accounted for, falls back untouched, and comes out the same however it was run."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from dgr_jax.data.trace import Trace, read_traces
+from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter, read_scaffold
+from dgr_jax.dgr.refine import RefineConfig, refine, summary_text
+from dgr_jax.dgr.request import read_template, render_request
+from dgr_jax.errors import UserError
+from dgr_jax.evaluation.judges import PhraseJudge
+from dgr_jax.generation.engine import Completion, Decoding, Request
+from dgr_jax.generation.sampler import Sampler
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tiny_world.alignment import safety_rows
+from dgr_jax.tokens.chat import ChatFormat
+
+TEMPLATE = "Rewrite: {prompt} | {reasoning} | {answer}"
+FILTER = RewriteFilter(["the reference"], PhraseJudge(["cannot"], [], "compliance", window=100))
+GOOD = "<think>\nI see.\n</think>\n\nI cannot do that."
+SAID = {
+    ACCEPTED: GOOD,
+    "truncated": "<think>\nI see and",
+    "no_thinking": "I see, I cannot.",
+    "unclosed_thinking": "<think>\nI see, I cannot.",
+    "malformed_thinking": "<think>\na\n</think>\n\nb\n</think>\n\nI cannot.",
+    "empty_reasoning": "<think>\n\n</think>\n\nI cannot do that.",
+    "empty_answer": "<think>\nI see.\n</think>\n\n",
+    "scaffold": "<think>\nThe Reference says so.\n</think>\n\nI cannot do that.",
+    "refusal_lost": "<think>\nI see.\n</think>\n\nTake a spoon.",
+}
+
+
+class Scripted:
+    """An engine that says what the script holds for a row's attempts, last row first."""
+
+    name, fingerprint = "scripted", "0"
+
+    def __init__(self, script: Mapping[str, Sequence[str]]):
+        self.script, self.settings, self.asked = script, {}, []
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
+        for request in reversed(requests):
+            self.asked.append((request.id, request.attempt))
+            text = self.script[request.id][request.attempt]
+            yield Completion(request.id, request.attempt, text, (), text == SAID["truncated"], None)
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_lrm) -> ChatFormat:
+    return ChatFormat.from_pretrained(tiny_lrm)
+
+
+def trace(id: str, label: str | None = "harmful", **fields: Any) -> Trace:
+    return Trace(**({"id": id, "prompt": "P?", "reasoning": "R.", "answer": "I cannot.", "label": label,
+                     "source": "s", "meta": {"kept": 1}} | fields))  # fmt: skip
+
+
+def run(traces: Sequence[Trace], said: Mapping[str, Sequence[str]], chat: ChatFormat, **options: Any):
+    engine = Scripted(said)
+    folder = options.pop("folder", None)
+    config = RefineConfig(TEMPLATE, **options)
+    return refine(traces, engine, chat, FILTER, config, folder=folder), engine
+
+
+def test_every_outcome_is_named_counted_and_shown(chat):
+    traces = [trace(reason) for reason in SAID]
+    result, _ = run(traces, {reason: [text] for reason, text in SAID.items()}, chat)
+    assert result.summary["outcomes"] == dict.fromkeys([ACCEPTED, *REJECT_REASONS], 1)
+    assert result.summary["fallback_rate"] == pytest.approx(8 / 9)
+    assert sum(result.summary["outcomes"].values()) == result.summary["rows"] == len(traces)
+    for before, after in zip(traces, result.traces, strict=True):
+        assert after.meta["dgr"]["outcome"] == before.id and after.meta["kept"] == 1
+        text = (before.reasoning, before.answer) if before.id != ACCEPTED else ("I see.", "I cannot do that.")
+        assert (after.id, after.prompt, (after.reasoning, after.answer)) == (before.id, before.prompt, text)
+    shown = result.summary["examples"]
+    assert set(shown) == set(REJECT_REASONS)
+    assert all(shown[reason][0]["output"] == SAID[reason] for reason in REJECT_REASONS)
+    text = summary_text(result.summary)
+    assert all(meaning in text for meaning in REJECT_REASONS.values())
+
+
+def test_a_lost_refusal_counts_unless_the_row_is_benign_or_does_not_refuse(chat):
+    rows = [trace("a", "benign"), trace("b", answer="Call the helpline."), trace("c", None), trace("d")]
+    result, _ = run(rows, {row.id: [SAID["refusal_lost"]] for row in rows}, chat)
+    assert [t.meta["dgr"]["outcome"] for t in result.traces] == [ACCEPTED] * 2 + ["refusal_lost"] * 2
+
+
+def test_further_attempts_are_made_only_where_the_last_was_rejected(chat):
+    rows = [trace("a"), trace("b"), trace("c")]
+    said = {"a": [GOOD], "b": [SAID["scaffold"], GOOD], "c": [SAID["scaffold"], SAID["truncated"], SAID["truncated"]]}
+    result, engine = run(rows, said, chat, attempts=3)
+    assert sorted(engine.asked) == [("a", 0), ("b", 0), ("b", 1), ("c", 0), ("c", 1), ("c", 2)]
+    notes = [t.meta["dgr"] for t in result.traces]
+    assert [(n["outcome"], n["attempts"]) for n in notes] == [(ACCEPTED, 1), (ACCEPTED, 2), ("truncated", 3)]
+
+
+def test_rejected_rows_can_be_dropped(chat):
+    rows = [trace("a"), trace("b")]
+    result, _ = run(rows, {"a": [GOOD], "b": [SAID["scaffold"]]}, chat, on_reject="drop")
+    assert [t.id for t in result.traces] == ["a"] and result.summary["outcomes"]["scaffold"] == 1
+
+
+def test_the_likeliest_of_several_is_likeliest_per_token(chat, random_model):
+    sampler = Sampler.from_pretrained(random_model, show_progress=False)
+    scorer = Scorer(sampler.model, chat)
+    answers = ["I cannot.", "I cannot do that today at all.", "No, I cannot help to wash the nurse."]
+    texts = [f"<think>\nI see.\n</think>\n\n{answer}" for answer in answers]
+    config = RefineConfig(TEMPLATE, attempts=3, pick="likeliest")
+    result = refine([trace("a")], Scripted({"a": texts}), chat, FILTER, config, scorer=scorer)
+    variants = [dataclasses.replace(trace("a"), reasoning="I see.", answer=answer) for answer in answers]
+    means = [score.log_prob / score.n_tokens for score in scorer.score(variants)]
+    assert result.traces[0].answer == answers[means.index(max(means))]
+    note = result.traces[0].meta["dgr"]
+    assert note["log_prob_after"] / note["tokens_after"] == pytest.approx(max(means), abs=1e-5)
+
+
+def test_likeliest_without_weights_is_refused(chat):
+    with pytest.raises(UserError, match="needs the target's weights"):
+        run([trace("a")], {"a": [GOOD]}, chat, pick="likeliest")
+
+
+def test_no_rows_is_an_error(chat):
+    with pytest.raises(UserError, match="no rows"):
+        run([], {}, chat)
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "manifest.json"}
+
+
+def test_what_is_written_can_be_read_and_is_not_made_again(chat, tmp_path):
+    rows = [trace(f"r{n}", prompt="Crack the {reasoning}?\u2028") for n in range(5)]
+    said = {row.id: [GOOD if n % 2 else SAID["scaffold"]] for n, row in enumerate(rows)}
+    result, _ = run(rows, said, chat, folder=tmp_path / "out", shard_size=2)
+    assert list(read_traces(tmp_path / "out" / "refined.jsonl")) == result.traces
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == result.summary
+    assert set(files(tmp_path / "out")) == {"refined.jsonl", "summary.json", "records.jsonl"}
+    again, engine = run(rows, {}, chat, folder=tmp_path / "out", shard_size=2)
+    assert again == result and engine.asked == []
+
+
+def test_other_rules_do_not_resume(chat, tmp_path):
+    rows = [trace("a")]
+    run(rows, {"a": [GOOD]}, chat, folder=tmp_path / "out")
+    with pytest.raises(UserError, match="config.attempts was 1 and is now 2"):
+        run(rows, {"a": [GOOD]}, chat, folder=tmp_path / "out", attempts=2)
+    other = RewriteFilter(["other phrase"], PhraseJudge(["cannot"], [], "compliance", window=100))
+    with pytest.raises(UserError, match="config.filter"):
+        refine(rows, Scripted({}), chat, other, RefineConfig(TEMPLATE), folder=tmp_path / "out")
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_any_batch_size_gives_the_same_files(tiny_lrm, tmp_path, batch_size):
+    rows = safety_rows("r1_act", harmful=8, benign=4, seed=5)
+    template = read_template(tiny_lrm.parent / "tiny_rewrite_prompt.txt")
+    config = RefineConfig(template, Decoding(max_new_tokens=96), attempts=2)
+    outputs = []
+    for name, size in (("one", 8), ("other", batch_size)):
+        sampler = Sampler.from_pretrained(tiny_lrm, batch_size=size, show_progress=False)
+        row_filter = RewriteFilter(read_scaffold(), FILTER._judge)
+        refine(rows, sampler, sampler.chat, row_filter, config, folder=tmp_path / name)
+        outputs.append(files(tmp_path / name))
+    assert outputs[0] == outputs[1]
+
+
+CHILD = """
+import os, signal, sys
+from dgr_jax.run import shards
+from dgr_jax.tokens.chat import ChatFormat
+sys.path.insert(0, {here!r})
+import test_refine as t
+
+written = []
+write = shards.Shards.write
+def write_and_die(self, rows, records):
+    records = list(records)
+    if len(written) == {survived}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, rows, records)
+    written.append(rows)
+shards.Shards.write = write_and_die
+rows, said = t.many_rows()
+t.run(rows, said, ChatFormat.from_pretrained({model!r}), folder={folder!r}, shard_size=4)
+"""
+
+
+def many_rows() -> tuple[list[Trace], dict[str, list[str]]]:
+    outcomes = list(SAID)
+    rows = [trace(f"r{n}") for n in range(17)]
+    return rows, {row.id: [SAID[outcomes[n % len(outcomes)]]] for n, row in enumerate(rows)}
+
+
+def test_a_kill_in_the_middle_costs_one_shard_and_changes_nothing(chat, tiny_lrm, tmp_path):
+    rows, said = many_rows()
+    run(rows, said, chat, folder=tmp_path / "whole", shard_size=4)
+    here, folder = str(pathlib.Path(__file__).parent), tmp_path / "killed"
+    child = CHILD.format(here=here, survived=2, model=str(tiny_lrm), folder=str(folder))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    killed = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(list((folder / "parts").iterdir())) == 2 and not (folder / "refined.jsonl").exists()
+    _, engine = run(rows, said, chat, folder=folder, shard_size=4)
+    assert {id for id, _ in engine.asked} == {f"r{n}" for n in range(8, 17)}
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_the_template_is_filled_literally(tmp_path):
+    row = trace("a", prompt="{answer}", reasoning="x{prompt}", answer="\\1")
+    assert render_request(TEMPLATE, row) == "Rewrite: {answer} | x{prompt} | \\1"
+    (tmp_path / "t.txt").write_text("{prompt} {answer}")
+    with pytest.raises(UserError, match="lacks {reasoning}"):
+        read_template(tmp_path / "t.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_template(tmp_path / "absent.txt")

@@ -1,0 +1,127 @@
+"""lm_eval's tasks run on our models without PyTorch, with the numbers of float64."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dgr_jax.errors import UserError
+from tests.evaluation.lm_eval_cases import ROWS, write_tasks
+from tests.scoring.cases import distributions_in_float64, log_probs_in_float64
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+WITHOUT_TORCH = """
+import importlib.abc, importlib.util, runpy, sys
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Hide())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.partition(".")[0] == "torch" else find(name, *more)
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+"""Runs a script as if PyTorch were not installed, whether it is or not."""
+
+
+@pytest.fixture(scope="module")
+def samples(random_model, tmp_path_factory) -> dict[str, list[dict]]:
+    folder = tmp_path_factory.mktemp("lm_eval")
+    tasks = write_tasks(folder / "tasks")
+    script = REPO / "scripts" / "lm_eval.py"
+    arguments = [
+        "--model", "dgr_jax", "--model_args", f"pretrained={random_model},max_length=60", "--tasks", ",".join(tasks),
+        "--include_path", str(folder / "tasks"), "--output_path", str(folder / "out"), "--log_samples",
+    ]  # fmt: skip
+    code = WITHOUT_TORCH.replace("SCRIPT", repr(str(script)))
+    environment = os.environ | {"PYTHONPATH": f"{REPO}:{REPO / 'kernels'}", "HF_HOME": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(task in done.stdout for task in tasks)
+    found = {}
+    for file in (folder / "out").rglob("samples_*.jsonl"):
+        (task,) = [task for task in tasks if task in file.name]
+        found[task] = [json.loads(line) for line in file.read_text().splitlines()]
+    return {task: sorted(rows, key=lambda row: row["doc_id"]) for task, rows in found.items()}
+
+
+@pytest.fixture(scope="module")
+def backend(random_model):
+    from dgr_jax.evaluation.lm_eval import DgrJax
+
+    return DgrJax(str(random_model), max_length=60)
+
+
+def in_float64(backend, context: list[int], continuation: list[int]) -> float:
+    ids = np.array((context + continuation)[-61:], np.int32)
+    return float(log_probs_in_float64(backend.scorer.model, ids)[-len(continuation) :].sum())
+
+
+def test_choices_have_the_log_likelihoods_of_float64(samples, backend):
+    assert len(samples["made_up_choice"]) == len(ROWS)
+    for row, sample in zip(ROWS, samples["made_up_choice"], strict=True):
+        for choice, (answer,) in zip(row["choices"], sample["resps"], strict=True):
+            context, continuation = backend._encode_pair(row["prompt"], choice)
+            expected = in_float64(backend, context, continuation)
+            assert float(answer[0]) == pytest.approx(expected, abs=1e-5 * len(continuation))
+
+
+def test_rolled_texts_have_the_log_likelihoods_of_float64(samples, backend):
+    """Longer than the model takes, most of them: in windows of 60 tokens with one of context, the last one full."""
+    cut = 0
+    for row, sample in zip(ROWS, samples["made_up_rolling"], strict=True):
+        ids = backend.tok_encode(row["text"])
+        whole = [backend.prefix_token_id, *ids]
+        expected, done = 0.0, 0
+        while done < len(ids):
+            stop = min(len(ids), done + 60)
+            expected += in_float64(backend, whole[max(0, stop - 60) : done + 1], ids[done:stop])
+            cut += stop < len(ids)
+            done = stop
+        (answer,) = sample["resps"][0]
+        assert float(answer) == pytest.approx(expected, abs=1e-5 * len(ids))
+    assert cut
+
+
+def test_generation_is_greedy_and_stops(samples, backend):
+    for row, sample in zip(ROWS, samples["made_up_generation"], strict=True):
+        ids = backend.tok_encode(row["prompt"])[-(60 - 24) :]
+        new: list[int] = []
+        while len(new) < 24 and "." not in backend.tokenizer.decode(new) and backend.eot_token_id not in new:
+            new.append(int(distributions_in_float64(backend.scorer.model, np.array(ids + new))[-1].argmax()))
+        expected = backend.tokenizer.decode(new, skip_special_tokens=True).split(".")[0]
+        assert sample["resps"][0][0] == expected
+
+
+def test_an_unknown_argument_is_named(random_model):
+    from dgr_jax.evaluation.lm_eval import DgrJax
+
+    with pytest.raises(UserError, match="--model_args: 'quantize' is not known; scripts/lm_eval.py --help lists what"):
+        DgrJax(str(random_model), quantize=True)
+
+
+def test_what_cannot_be_scored_is_said(backend):
+    with pytest.raises(UserError, match="61 to score; .* no more than max_length=60 can be scored"):
+        backend._loglikelihood_tokens([(("a", "b"), [1], list(range(61)))])
+    with pytest.raises(UserError, match="max_gen_toks=60 leaves no room"):
+        backend._generate(["x"], {"max_gen_toks": 60})
+
+
+def test_help_is_lm_evals_and_imports_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", REPO / "scripts" / "lm_eval.py", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
+    assert shown.returncode == 0
+    assert "python scripts/lm_eval.py --model dgr_jax" in shown.stdout and "usage:" in shown.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
+    assert not imported & {"jax", "flax", "transformers", "datasets", "torch"}

@@ -1,0 +1,169 @@
+"""A row's text depends on the seed and the row alone, and its tokens are those that the scorer finds likely."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgr_jax.generation import sampler as sampling
+from dgr_jax.generation.engine import Decoding, Request
+from dgr_jax.generation.sampler import Sampler, pick_tokens
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tokens.packing import TokenSequence
+
+DECODING = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=24)
+PROMPTS = ["How do I greet the nurse?", "What colour is the sky?", "Tom has 5 apples. " * 9, "Hello"]
+
+
+@pytest.fixture(scope="module")
+def sampler(random_model) -> Sampler:
+    return Sampler.from_pretrained(random_model, batch_size=4, show_progress=False)
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(f"row-{n}", PROMPTS[n % len(PROMPTS)], attempt=n % 3) for n in range(count)]
+
+
+def generate(sampler: Sampler, rows: list[Request], decoding: Decoding = DECODING, seed: int = 0) -> dict:
+    found = {(c.id, c.attempt): c for c in sampler.generate(rows, decoding, seed=seed)}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("decoding", [DECODING, Decoding(0.7, 0.9, 20, 24)])
+def test_a_row_does_not_depend_on_its_batch(sampler, decoding):
+    """Batches of 1, 4 and 10, any order, whoever is let in when: the same tokens for each row."""
+    rows = requests(15)
+    expected = generate(sampler, rows, decoding)
+    for batch_size, order in ((1, rows[:4]), (10, rows[::-1])):
+        other = Sampler(sampler.model, sampler.chat, batch_size=batch_size, show_progress=False)
+        for key, completion in generate(other, order, decoding).items():
+            assert completion.token_ids == expected[key].token_ids
+            assert completion.log_prob == pytest.approx(expected[key].log_prob, abs=1e-3)
+
+
+def test_seed_id_and_attempt_each_change_a_row(sampler):
+    base = Request("a", "Hello")
+    texts = [generate(sampler, [row], seed=seed) for row, seed in ((base, 0), (base, 1))]
+    texts += [generate(sampler, [row]) for row in (Request("b", "Hello"), Request("a", "Hello", 1))]
+    assert len({next(iter(t.values())).token_ids for t in texts}) == 4
+
+
+def test_the_scorer_agrees_with_what_was_generated(sampler):
+    """The cache's log-probabilities, summed while decoding, are those of one plain forward pass."""
+    scorer = Scorer(sampler.model, sampler.chat)
+    for (id, attempt), completion in generate(sampler, rows := requests(10)).items():
+        prompt = sampler.chat.prompt_ids(next(r.prompt for r in rows if (r.id, r.attempt) == (id, attempt)), None)
+        ids = np.asarray([*prompt, *completion.token_ids], np.int32)
+        (scores,) = scorer.score_sequences([TokenSequence(ids, np.arange(len(ids)) >= len(prompt))])
+        assert completion.log_prob == pytest.approx(float(scores.log_probs.sum()), abs=2e-4)
+
+
+def test_greedy_tokens_are_the_likeliest(sampler):
+    from dgr_kernels.attention import Visibility
+
+    (completion,) = generate(sampler, [Request("a", "Hello")], Decoding(0, max_new_tokens=12)).values()
+    prompt = sampler.chat.prompt_ids("Hello", None)
+    ids = jnp.asarray([[*prompt, *completion.token_ids]], jnp.int32)
+    T = ids.shape[1]
+    hidden = sampler.model(ids, jnp.arange(T)[None], Visibility.causal(1, T))
+    likeliest = jnp.argmax(hidden[0] @ sampler.model.unembed_weight.T, axis=-1)
+    np.testing.assert_array_equal(likeliest[len(prompt) - 1 : -1], completion.token_ids)
+
+
+def test_ends_and_truncation(sampler):
+    end = sampler.chat.eos_token_ids[0]
+    for completion in generate(sampler, requests(12), Decoding(1.5, 1.0, 0, 24)).values():
+        assert completion.truncated == (completion.token_ids[-1] not in sampler.chat.eos_token_ids)
+        assert end not in completion.token_ids[:-1]
+        assert len(completion.token_ids) == 24 or not completion.truncated
+
+
+def test_early_exit_stops_the_loop_long_before_the_limit(sampler, monkeypatch):
+    """A model that ends at once: the loop must not run to the limit of 400 steps, which each step's call would show."""
+    eager = jax.tree.map(jnp.copy, sampler.model)
+    end = sampler.chat.eos_token_ids[0]
+    eager.embed[...] = eager.embed[...].at[end].set(50 * jnp.ones_like(eager.embed[end]))
+    calls = []
+
+    def counted(logits, uniform, **options):
+        jax.debug.callback(lambda: calls.append(1))
+        return pick_tokens(logits, uniform, **options)
+
+    monkeypatch.setattr(sampling, "pick_tokens", counted)
+    monkeypatch.setattr(sampling, "_decode", fresh_decode())
+    quick = Sampler(eager, sampler.chat, batch_size=4, show_progress=False)
+    rows = generate(quick, requests(8), Decoding(0, max_new_tokens=400))
+    longest = max(len(c.token_ids) for c in rows.values())
+    assert longest < 20 and len(rows) == 8
+    jax.effects_barrier()
+    assert 0 < len(calls) <= 4 * longest
+
+
+def fresh_decode():
+    """`_decode` traced anew, so that what a test puts in its place is seen."""
+    names = ("temperature", "top_p", "top_k", "eos", "most_steps")
+    plain = sampling._decode.__wrapped__
+    return jax.jit(lambda *args, **options: plain(*args, **options), static_argnames=names)
+
+
+@pytest.mark.parametrize(("top_p", "top_k", "kept"), [(1.0, 0, 5), (0.6, 0, 2), (0.05, 0, 1), (1.0, 3, 3), (0.6, 1, 1)])
+def test_top_p_and_top_k_draw_from_what_they_keep_in_proportion(top_p, top_k, kept):
+    probabilities = np.asarray([0.1, 0.4, 0.05, 0.15, 0.3])
+    order = np.argsort(-probabilities)
+    count = 20_000
+    uniform = (np.arange(count) + 0.5) / count
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (count, 5))
+    drawn = pick_tokens(logits, jnp.asarray(uniform, jnp.float32), temperature=1.0, top_p=top_p, top_k=top_k)
+    counts = collections.Counter(np.asarray(drawn).tolist())
+    assert set(counts) == set(order[:kept].tolist())
+    total = probabilities[order[:kept]].sum()
+    for token, times in counts.items():
+        assert times / count == pytest.approx(probabilities[token] / total, abs=2e-3)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.95, 0), (0.5, 0), (0.9, 40), (1.0, 7), (0.0, 0)])
+def test_only_the_nucleus_is_drawn_from(top_p, top_k):
+    """Against sorting in float64, on a large vocabulary; every kept token is met, at the ends of [0, 1) too."""
+    rows, V, temperature = 6, 5000, 0.6
+    logits = np.random.default_rng(0).normal(scale=3, size=(rows, V)).astype(np.float32)
+    uniform = np.append(np.arange(4000) / 4000, np.float32(1) - np.float32(2**-24)).astype(np.float32)
+    draw = functools.partial(pick_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
+    draw = jax.jit(jax.vmap(draw, in_axes=(None, 0)))
+    drawn = np.asarray(draw(logits, jnp.broadcast_to(uniform[:, None], (len(uniform), rows))))
+    for row in range(rows):
+        scaled = logits[row].astype(np.float64) / temperature
+        order = np.argsort(-scaled)[: top_k or V]
+        weights = np.exp(scaled[order] - scaled[order[0]])
+        weights /= weights.sum()
+        order = order[: max(1, np.sum(np.cumsum(weights) - weights < top_p))]
+        met = set(drawn[:, row].tolist())
+        assert met <= set(order.tolist())
+        share = np.exp(scaled[order] - scaled[order[0]])
+        likely = order[share / share.sum() > 1 / 2000]
+        assert len(likely) and set(likely.tolist()) <= met
+
+
+def test_temperature_sharpens(sampler):
+    probabilities = np.asarray([0.2, 0.8])
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (10_000, 2))
+    uniform = (jnp.arange(10_000) + 0.5) / 10_000
+    drawn = pick_tokens(logits, uniform, temperature=0.5, top_p=1.0, top_k=0)
+    assert float(jnp.mean(drawn)) == pytest.approx(0.8**2 / (0.8**2 + 0.2**2), abs=2e-3)
+
+
+def test_a_row_ends_at_the_last_position(sampler):
+    """Neither a long prompt nor one without room stops the others; both are truncated, and the rest is as alone."""
+    last = sampler.model.config.max_positions
+    words = next(n for n in range(last) if len(sampler.chat.prompt_ids("word " * n, None)) > last - 8)
+    rows = [Request("no room", "word " * last), Request("little room", "word " * words), *requests(3)]
+    found = generate(sampler, rows)
+    assert found["no room", 0].token_ids == () and found["no room", 0].truncated
+    little = found["little room", 0]
+    prompt = len(sampler.chat.prompt_ids("word " * words, None))
+    assert little.truncated and prompt + len(little.token_ids) == last
+    alone = generate(sampler, requests(3))
+    assert {key: found[key].token_ids for key in alone} == {key: c.token_ids for key, c in alone.items()}

@@ -1,0 +1,76 @@
+"""What `test_sharding` runs in a process that sees eight devices: each mesh's results, as JSON on the last line.
+
+python tests/models/eight_devices.py MODEL FOLDER
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from dgr_jax.data.trace import Trace
+from dgr_jax.generation.engine import Decoding, Request
+from dgr_jax.generation.sampler import Sampler
+from dgr_jax.models.sharding import make_mesh
+from dgr_jax.models.weights import from_pretrained, save_pretrained
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tiny_world.alignment import safety_rows
+from dgr_jax.training.loop import SFTConfig, train, training_sequences
+
+MESHES = (None, "auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
+ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
+
+
+def main(model: pathlib.Path, folder: pathlib.Path) -> None:
+    results = {}
+    for text in MESHES:
+        mesh = make_mesh(text) if text else None
+        loaded = from_pretrained(model, mesh=mesh)
+        scorer = Scorer.from_pretrained(model, mesh=mesh, tokens_per_batch=2048)
+        sampler = Sampler(loaded, scorer.chat, mesh=mesh, batch_size=8, show_progress=False)
+        requests = [Request(row.id, row.prompt) for row in ROWS]
+        completions = sampler.generate(requests, Decoding(max_new_tokens=12), seed=0)
+        save_pretrained(loaded, folder / f"export-{text}")
+        exported = (folder / f"export-{text}" / "model.safetensors").read_bytes()
+        results[str(text)] = {
+            "scores": [score.token_log_probs for score in scorer.score(ROWS, keep_tokens=True)],
+            "shared": [score.token_log_probs for score in scorer.score(continuations(), keep_tokens=True)],
+            "saved": scorer.report.shared,
+            "tokens": {c.id: c.token_ids for c in completions},
+            "losses": losses(model, folder / f"sft-{text}", scorer.chat, mesh),
+            "largest share": max(
+                np.prod(x.sharding.shard_shape(x.shape)) / x.size for x in jax.tree.leaves(loaded) if x.size > 1000
+            ),
+            "weights": hashlib.sha256(exported).hexdigest(),
+        }
+    print(json.dumps(results))
+
+
+def continuations() -> list[Trace]:
+    """Rows whose prompts, and often the beginnings of their responses, are each other's."""
+    return [
+        dataclasses.replace(row, id=f"{row.id}/{n}", answer=f"{row.answer} {other.answer}")
+        for row in ROWS[:4]
+        for n, other in enumerate(ROWS[4:9])
+    ]
+
+
+def losses(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> list[float]:
+    """Two runs into one folder: the second goes on from the first one's checkpoint, on the mesh."""
+    config = SFTConfig(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
+    sequences = training_sequences(ROWS, chat, config.row_length)
+    history = []
+    for steps in (2, 4):
+        # A constant rate, so that both runs have one schedule.
+        run = SFTConfig(**{**vars(config), "steps": steps, "final_fraction": 1.0})
+        history += train(from_pretrained(model, mesh=mesh), sequences, run, mesh=mesh, folder=folder).history
+    assert [row["step"] for row in history] == [0, 1, 2, 3]
+    return [row["loss"] for row in history]
+
+
+if __name__ == "__main__":
+    main(*map(pathlib.Path, sys.argv[1:]))

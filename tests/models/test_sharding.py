@@ -1,0 +1,100 @@
+"""Eight devices give what one gives: scores, tokens, losses and exported weights, on several meshes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from dgr_jax.errors import UserError
+from dgr_jax.models.sharding import make_mesh, partition_spec
+from dgr_jax.scoring.scorer import Scorer
+from tests.models.eight_devices import ROWS, continuations
+from tests.scoring.cases import in_float64
+
+MESHES = ("auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
+
+
+@pytest.fixture(scope="module")
+def results(random_model, tmp_path_factory) -> dict:
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [
+            sys.executable,
+            pathlib.Path(__file__).with_name("eight_devices.py"),
+            random_model,
+            tmp_path_factory.mktemp("mesh"),
+        ],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def in_float64_by_kind(random_model) -> dict[str, list[np.ndarray]]:
+    """Of the rows that were scored, and of those that share prefixes, by the plain formula."""
+    scorer = Scorer.from_pretrained(random_model)
+    kinds = {"scores": ROWS, "shared": continuations()}
+    return {kind: [in_float64(scorer.model, scorer.chat, row) for row in rows] for kind, rows in kinds.items()}
+
+
+@pytest.mark.parametrize("kind", ["scores", "shared"])
+@pytest.mark.parametrize("mesh", ["None", *MESHES])
+def test_scores(results, in_float64_by_kind, mesh, kind):
+    for here, expected in zip(results[mesh][kind], in_float64_by_kind[kind], strict=True):
+        np.testing.assert_allclose(here, expected, atol=1e-5)
+    assert results[mesh]["saved"] > 1000
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_generated_tokens(results, mesh):
+    assert results[mesh]["tokens"] == results["None"]["tokens"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_training_and_its_resume(results, mesh):
+    np.testing.assert_allclose(results[mesh]["losses"], results["None"]["losses"], atol=1e-4)
+    assert results[mesh]["losses"][3] < results[mesh]["losses"][0]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_exported_weights(results, mesh):
+    assert results[mesh]["weights"] == results["None"]["weights"]
+
+
+def test_weights_are_spread(results):
+    """No device holds a whole matrix: fsdp and tensor axes cut every large parameter."""
+    assert results["None"]["largest share"] == 1
+    assert results["auto"]["largest share"] == 1 / 8
+    assert results["data=2,fsdp=2,tensor=2"]["largest share"] <= 1 / 2
+
+
+def test_meshes_from_flags():
+    count = jax.device_count()
+    assert dict(make_mesh("auto").shape) == {"data": 1, "fsdp": count, "tensor": 1}
+    assert dict(make_mesh("data=-1").shape) == {"data": count, "fsdp": 1, "tensor": 1}
+    for text, message in (
+        ("rows=2", "'rows=2' is not one of"),
+        ("data=3,fsdp=5", "does not make the"),
+        ("data=x", "data=x"),
+        ("data=--1", "data=--1"),
+        ("data=0", "sizes of 1 or more"),
+        ("data=-1,fsdp=-1", "one axis may be -1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_mesh(text)
+
+
+def test_logical_axes():
+    assert partition_spec(("layers", "heads", "head", "embed")) == PartitionSpec(None, "tensor", None, "fsdp")
+    assert partition_spec(("batch", None)) == PartitionSpec(("data", "fsdp"), None)
+    with pytest.raises(ValueError, match="ask twice for the same mesh axis"):
+        partition_spec(("heads", "ffn"))

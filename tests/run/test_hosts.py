@@ -1,0 +1,196 @@
+"""Two processes with four devices each give what one gives, and one of them writes."""
+
+import json
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+
+from dgr_jax.commands import old as commands
+from dgr_jax.data.trace import write_traces
+from dgr_jax.errors import UserError
+from dgr_jax.run import hosts
+from tests.scoring.cases import draw_traces
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+ROWS, PER_SHARD = 40, 16
+MESH = "data=2,fsdp=2,tensor=2"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> pathlib.Path:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_traces(file, draw_traces(ROWS, 0, prompts=5))
+    return file
+
+
+class Ended(NamedTuple):
+    """A process that has ended. The CPU's collectives write to its standard output, before anything else does."""
+
+    status: int
+    out: str
+    err: str
+
+    def since(self, beginning: str) -> str:
+        """Standard output from there on."""
+        return self.out[self.out.index(beginning) :]
+
+    @property
+    def error(self) -> str:
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line.removeprefix("error: ")
+
+
+def on_two_hosts(
+    script: str, first: Sequence[str], second: Sequence[str], largest_file: int | None = None
+) -> tuple[Ended, Ended]:
+    """Runs a script in two processes with their own arguments; the first can write files up to a size."""
+
+    def limit() -> None:
+        if largest_file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{REPO}:{REPO / 'kernels'}"}
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(REPO / "scripts" / f"{script}.py"), *arguments, f"--hosts=localhost:{port},2,{index}"],
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=None if index else limit,
+        )
+        for index, arguments in enumerate((first, second))
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    one, two = (Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True))
+    return one, two
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def records(output: pathlib.Path) -> list[dict[str, Any]]:
+    files = sorted((output / "scores").iterdir())
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def arguments(tmp_path, random_model, source) -> Callable[..., list[str]]:
+    """Of a host whose output is its own, as if its disk were."""
+
+    def make(host: str, **changes: object) -> list[str]:
+        given: dict[str, object] = {
+            "model": random_model, "input": source, "mesh": MESH, "rows_per_shard": PER_SHARD, "tokens_per_batch": 512,
+            "output": tmp_path / host,
+        } | changes  # fmt: skip
+        return [f"--{name}={value}" for name, value in given.items() if value is not None]
+
+    return make
+
+
+def test_two_hosts_score_what_one_does_and_the_first_writes(tmp_path, arguments, random_model, source):
+    given = [arguments(host, token_scores=True) for host in ("first", "second")]
+    first, second = on_two_hosts("score", *given)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert first.since(f"{ROWS} traces scored\n") == second.since(f"{ROWS} traces scored\n")
+    assert not (tmp_path / "second").exists()
+    manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
+    assert manifest["finished"] and manifest["device"].startswith("8 x cpu")
+    assert manifest["throughput"]["shared"] > 0
+
+    commands.score(
+        model=str(random_model), source=str(source), output=str(tmp_path / "alone"), rows_per_shard=PER_SHARD,
+        tokens_per_batch=512, keep_tokens=True,
+    )  # fmt: skip
+    for here, alone in zip(records(tmp_path / "first"), records(tmp_path / "alone"), strict=True):
+        assert (here["id"], here["token_ids"]) == (alone["id"], alone["token_ids"])
+        assert here["token_log_probs"] == pytest.approx(alone["token_log_probs"], abs=1e-5)
+
+    # A shard is lost: what is to be done is what the writer sees, whatever the other's disk holds.
+    before = {f.name: f.read_bytes() for f in (tmp_path / "first" / "scores").iterdir()}
+    (tmp_path / "first" / "scores" / "000001.jsonl").unlink()
+    first, second = on_two_hosts("score", *given)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert {f.name: f.read_bytes() for f in (tmp_path / "first" / "scores").iterdir()} == before
+    assert not (tmp_path / "second").exists()
+
+
+def test_two_hosts_report_shift(tmp_path, arguments, source):
+    given = [arguments(host, input=None, inputs=f"{source},{source}") for host in ("first", "second")]
+    first, second = on_two_hosts("shift", *given)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert first.since("set ") == second.since("set ") and f"report: {tmp_path}/first/report.html" in first.out
+    assert (tmp_path / "first" / "report.html").exists() and not (tmp_path / "second").exists()
+
+
+def test_what_goes_wrong_at_the_writer_ends_all(tmp_path, arguments):
+    (tmp_path / "file").write_text("in the way")
+    for host in on_two_hosts("score", arguments("first", output=tmp_path / "file" / "run"), arguments("second")):
+        assert host.status == 1 and "scored" not in host.out and "Traceback" not in host.err
+        file = tmp_path / "file" / "run" / "manifest.json"
+        assert host.error == f"cannot write {file}: Not a directory; give a writable --output"
+    assert not (tmp_path / "second").exists()
+
+
+def test_what_goes_wrong_at_one_host_is_said_by_all(tmp_path, arguments):
+    for host in on_two_hosts("score", arguments("first"), arguments("second", input=tmp_path / "nothing.jsonl")):
+        assert host.status == 1 and "scored" not in host.out and "Traceback" not in host.err
+        assert host.error.startswith(f"host 1: {tmp_path}/nothing.jsonl: cannot be read")
+    assert not (tmp_path / "first").exists()
+
+
+def test_hosts_that_read_different_rows_are_refused(tmp_path, arguments, source):
+    other = tmp_path / "other.jsonl"
+    other.write_text(source.read_text().replace("nurse", "baker", 1))
+    for host in on_two_hosts("score", arguments("first"), arguments("second", input=other)):
+        assert host.status == 1 and host.error.startswith("host 1: inputs is {'traces': ")
+        assert host.error.endswith("on the first host; all hosts take the same command, files and versions")
+    assert not (tmp_path / "first").exists()
+
+
+def test_a_host_that_fails_alone_takes_the_other_with_it(tmp_path, arguments):
+    """The first's disk fills up while the second waits for its part of a batch."""
+    given = [arguments(host, token_scores=True) for host in ("first", "second")]
+    first, second = on_two_hosts("score", *given, largest_file=4000)
+    assert first.status == 1 and "File too large; give a writable --output" in first.error
+    assert second.status != 0 and "traces scored" not in second.out
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("here", "give auto, or ADDRESS:PORT,COUNT,INDEX"),
+        ("here:1,2", "give auto, or ADDRESS:PORT,COUNT,INDEX"),
+        ("here:port,2,0", "give auto, or ADDRESS:PORT,COUNT,INDEX"),
+        ("", "give auto, or ADDRESS:PORT,COUNT,INDEX"),
+        ("here:1,2,2", "the index counts from 0 and must be below 2"),
+    ],
+)
+def test_a_wrong_spec_is_named(spec: str, message: str):
+    with pytest.raises(UserError, match=message):
+        hosts.join(spec)
+
+
+def test_a_first_host_that_is_not_there_is_named():
+    port = free_port()
+    with pytest.raises(UserError, match=f"the first host does not answer at localhost:{port} "):
+        hosts.join(f"localhost:{port},2,1", patience=0)
+
+
+def test_one_process_alone_is_the_writer():
+    assert hosts.writes() and not hosts.several()
+    assert hosts.from_writer(lambda: [1, 2]) == hosts.together(lambda: [1, 2]) == [1, 2]
+    hosts.check_equal({"seed": 0})

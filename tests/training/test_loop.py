@@ -1,0 +1,206 @@
+"""Fine-tuning: the loss is what it says, accumulation and packing do not change it, and a kill costs nothing."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dgr_jax.errors import UserError
+from dgr_jax.models.weights import from_pretrained
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tiny_world.alignment import safety_rows
+from dgr_jax.tokens.chat import ChatFormat
+from dgr_jax.tokens.packing import TokenSequence
+from dgr_jax.training.loop import BatchPlan, SFTConfig, learning_rate, train, training_sequences
+
+CONFIG = SFTConfig(learning_rate=3e-3, steps=6, batch_size=4, row_length=256, warmup_fraction=0.3, seed=1)
+ROWS = safety_rows("r1_act", harmful=10, benign=5, seed=0)
+
+
+@pytest.fixture(scope="module")
+def sequences(random_model) -> list[TokenSequence]:
+    return training_sequences(ROWS, ChatFormat.from_pretrained(random_model), 256)
+
+
+def tune(random_model, sequences, **changes):
+    folder = changes.pop("folder", None)
+    config = SFTConfig(**{**vars(CONFIG), **changes})
+    return train(from_pretrained(random_model), sequences, config, folder=folder)
+
+
+def losses(result) -> list[float]:
+    return [row["loss"] for row in result.history]
+
+
+def test_the_first_loss_is_the_scorers_mean_over_targets(random_model, sequences):
+    result = tune(random_model, sequences, steps=1, batch_size=15)
+    scores = list(Scorer.from_pretrained(random_model).score(ROWS))
+    expected = -sum(s.log_prob for s in scores) / sum(s.n_tokens for s in scores)
+    assert losses(result)[0] == pytest.approx(expected, abs=1e-5)
+    assert result.history[0]["targets"] == sum(s.n_tokens for s in scores)
+
+
+def test_accumulation_and_row_length_change_no_loss(random_model, sequences):
+    plain = losses(tune(random_model, sequences))
+    assert plain[-1] < plain[0] - 0.1
+    for changes in ({"accumulation": 2}, {"row_length": 512}, {"remat": "full"}):
+        np.testing.assert_allclose(losses(tune(random_model, sequences, **changes)), plain, atol=2e-4)
+
+
+def test_a_step_is_optax_adamw_with_clipping(random_model, sequences):
+    """One step by hand: gradient of the mean loss, clipped, AdamW without decay on norms."""
+    from dgr_jax.training.loop import loss_sum
+
+    config = SFTConfig(**{**vars(CONFIG), "steps": 1, "weight_decay": 0.1, "clip_norm": 0.05, "warmup_fraction": 0.0})
+    start = from_pretrained(random_model)
+    rows = jax.tree.map(lambda x: jnp.asarray(x[0]), BatchPlan(sequences, config)[0])
+    gradient = jax.jit(jax.grad(lambda m: loss_sum(m, rows) / rows.weights.sum()))(start)
+    values, gradients = start.parameters(), gradient.parameters()
+    decayed = {name: not ("norm" in name or "bias" in name) for name in values}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(0.05), optax.adamw(config.learning_rate, 0.9, 0.95, weight_decay=0.1, mask=decayed)
+    )
+    updates, _ = optimizer.update(gradients, optimizer.init(values), values)
+    expected = optax.apply_updates(values, updates)
+    tuned = train(from_pretrained(random_model), sequences, config).model.parameters()
+    for name in expected:
+        # Adam's first step divides a gradient by its own size: where that is near epsilon, rounding is magnified.
+        difference = np.abs(np.asarray(tuned[name]) - expected[name])
+        assert difference.max() < 1e-4 and np.quantile(difference, 0.999) < 3e-6, name
+
+
+def test_pure_bfloat16_trains(random_model, sequences):
+    result = tune(random_model, sequences, master_dtype="bfloat16", compute_dtype="bfloat16")
+    assert result.model.dtype == jnp.bfloat16
+    assert losses(result)[-1] < losses(result)[0] - 0.05
+
+
+def test_the_schedule():
+    config = SFTConfig(learning_rate=2.0, warmup_fraction=0.1, final_fraction=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == 2.0 and rates[55] == pytest.approx(0.1 * 2 + 0.9 * 2 * 0.5)
+    assert 0.2 < rates[-1] < 0.21 and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_every_trace_is_seen_once_per_epoch(sequences):
+    plan = BatchPlan(sequences, SFTConfig(epochs=4, batch_size=6, row_length=256))
+    assert plan.steps == math.ceil(15 * 4 / 6)
+    seen = [id(member) for step in range(plan.steps) for member in plan._layout(step)[0]]
+    for epoch in range(4):
+        assert sorted(seen[15 * epoch : 15 * epoch + 15]) == sorted(map(id, sequences))
+    assert seen[:15] != seen[15:30]
+
+
+@pytest.mark.parametrize(("accumulation", "row_multiple"), [(1, 1), (3, 1), (2, 4)])
+def test_a_run_has_few_shapes_and_little_padding(accumulation, row_multiple):
+    rng = np.random.default_rng(0)
+    lengths = [int(n) for n in rng.integers(20, 190, 960)]
+    sequences = [TokenSequence(np.ones(n, np.int32), np.arange(n) >= n // 2) for n in lengths]
+    config = SFTConfig(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
+    plan = BatchPlan(sequences, config, row_multiple)
+    shapes = [plan[step].tokens.shape for step in range(plan.steps)]
+    assert len(set(shapes)) <= 8 and {shape[0] for shape in shapes} == {accumulation}
+    assert all(rows % row_multiple == 0 for _, rows, _ in shapes)
+    needed = [len(plan._layout(step)[1]) for step in range(plan.steps)]
+    grain = accumulation * row_multiple * math.ceil(max(needed) / (8 * accumulation * row_multiple))
+    for (micro, rows, length), least in zip(shapes, needed, strict=True):
+        assert length == 192 and least <= micro * rows < least + grain
+    weights = sum(float(plan[step].weights.sum()) for step in range(plan.steps))
+    assert weights == sum(s.targets for s in sequences)
+
+
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+import pathlib, test_sft as t
+from dgr_jax.training import checkpoints
+save = checkpoints.CheckpointStore.save
+def save_then_go_on(self, step, state):
+    save(self, step, state)
+    t.saved.append(step)
+checkpoints.CheckpointStore.save = save_then_go_on
+from dgr_jax.training.metrics import MetricsWriter
+write = MetricsWriter.write
+def write_and_die(self, step, scalars):
+    write(self, step, scalars)
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricsWriter.write = write_and_die
+model = pathlib.Path({model!r})
+from dgr_jax.tokens.chat import ChatFormat
+sequences = t.training_sequences(t.ROWS, ChatFormat.from_pretrained(model), 256)
+t.tune(model, sequences, folder={folder!r}, checkpoint_every=2)
+"""
+saved: list[int] = []
+
+
+def metrics(folder: pathlib.Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_after_a_kill_training_goes_on_bit_for_bit(random_model, sequences, tmp_path):
+    whole = tune(random_model, sequences, folder=tmp_path / "whole", checkpoint_every=2)
+    here, folder = str(pathlib.Path(__file__).parent), tmp_path / "killed"
+    child = CHILD.format(here=here, model=str(random_model), folder=str(folder))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    killed = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(metrics(folder)) == 5
+    resumed = tune(random_model, sequences, folder=folder, checkpoint_every=2)
+    assert [row["step"] for row in resumed.history] == [4, 5]
+    assert metrics(folder) == metrics(tmp_path / "whole")
+    for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(resumed.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_of_another_model_is_refused(random_model, tiny_lrm, sequences, tmp_path):
+    tune(random_model, sequences, folder=tmp_path, steps=1, checkpoint_every=1)
+    with pytest.raises(UserError, match="checkpoint .* does not fit this model"):
+        tune(tiny_lrm, sequences, folder=tmp_path, steps=2, checkpoint_every=1)
+
+
+def test_a_rate_that_explodes_is_an_error(random_model, sequences):
+    with pytest.raises(UserError, match="loss is (nan|inf) at step .*; lower the learning rate"):
+        tune(random_model, sequences, learning_rate=1e30, clip_norm=1e30, warmup_fraction=0.0)
+
+
+def test_a_trace_that_does_not_fit_is_named(random_model):
+    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than --config.row_length=16"):
+        training_sequences(ROWS, ChatFormat.from_pretrained(random_model), 16)
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(UserError, match="nothing to train on"):
+        BatchPlan([], CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("batch_size", 0, "a whole number of 1 or more"),
+        ("epochs", "5", "a whole number of 1 or more"),
+        ("checkpoint_every", -3, "a whole number of 0 or more"),
+        ("learning_rate", "high", "a number of 0 or more"),
+        ("learning_rate", float("nan"), "a number of 0 or more"),
+        ("clip_norm", 0.0, "a number above 0"),
+        ("warmup_fraction", 2.0, "a number from 0 to 1"),
+        ("betas", 0.9, "two numbers from 0 to below 1"),
+        ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        ("remat", "some", "none or full"),
+        ("master_dtype", "float16", "float32 or bfloat16"),
+    ],
+)
+def test_a_recipe_refuses_what_it_cannot_do(field, value, wanted):
+    with pytest.raises(UserError, match=f"recipe: {field}=.*; give {wanted}"):
+        SFTConfig(**{field: value})
