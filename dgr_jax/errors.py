@@ -2,8 +2,9 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend: a file, a flag, a model folder.
+    """Something the user can mend: a file, a setting, a model folder.
 
-    The message is one line that names the place, says what was found and what to do next. Scripts print it
-    without a traceback and exit with status 1; library callers catch it as a `ValueError`.
+    The message is one line that names the place, says what was found and what to do next. Settings stand in it by
+    their names in backticks, such as `max_length`: an argument for whoever calls the library, and for the commands,
+    which print the message without a traceback and exit with status 1, the flag of that name.
     """

@@ -36,7 +36,8 @@ def random_model(tiny_lrm, tmp_path_factory) -> pathlib.Path:
 
     from dgr_jax.models.config import ModelConfig
     from dgr_jax.models.decoder import init_model
-    from dgr_jax.models.weights import read_config, save_pretrained
+    from dgr_jax.models.folder import read_config
+    from dgr_jax.models.weights import save_pretrained
 
     vocabulary = read_config(tiny_lrm)["vocab_size"]
     config = ModelConfig("qwen3", vocabulary, 32, 48, 2, 4, 2, 8, tie_embeddings=True, qk_norm=True, max_positions=512)
@@ -44,3 +45,14 @@ def random_model(tiny_lrm, tmp_path_factory) -> pathlib.Path:
     loud = jax.tree.map(lambda x: 6 * x if float(x.std()) else x, init_model(config, 0))
     save_pretrained(loud, folder, companions_from=tiny_lrm)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory) -> pathlib.Path:
+    """A file of four short traces, `tests.calling.TRACES`."""
+    from dgr_jax.data.files import write_traces
+    from tests.calling import TRACES
+
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_traces(file, TRACES)
+    return file

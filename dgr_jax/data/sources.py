@@ -7,7 +7,6 @@ every field that is not text of the trace goes to `meta` untouched.
 """
 
 import dataclasses
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,22 +14,19 @@ from typing import Any
 
 from etils import epath
 
-from dgr_jax.data.trace import (
-    THINK_CLOSE,
-    THINK_OPEN,
+from dgr_jax.data.files import (
     BadRows,
     OnBadRow,
-    RawRow,
-    SeenIds,
-    Trace,
+    PlacedRow,
+    Row,
     convert_rows,
     iter_traces,
-    raw_rows,
+    read_rows,
     trace_from_columns,
-    unreadable,
 )
+from dgr_jax.data.response import split_response
+from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace
 from dgr_jax.errors import UserError
-from dgr_jax.tokens.chat import split_response
 
 PUBLISHED_LABELS = {
     "harmful": "harmful",
@@ -54,7 +50,7 @@ _S1_TEXT = re.compile(
 )
 _PACKED = re.compile(r"\s*Question:\s*(?P<prompt>.*?)\s*\n\s*Answer:\s*(?P<answer>.*?)\s*", re.DOTALL)
 
-Convert = Callable[[Mapping[str, Any], str], Trace]
+Convert = Callable[[Row, str], Trace]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +71,7 @@ def load_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
     return list(iter_source(spec, on_bad_row, bad_rows))
 
 
-def iter_source(
-    spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None, seen: SeenIds | None = None
-) -> Iterator[Trace]:
+def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None) -> Iterator[Trace]:
     """Streams the traces that a spec names.
 
     Args:
@@ -91,7 +85,7 @@ def iter_source(
           free-form
           objects: an empty `label` or `system` is an absent one, `meta` is a JSON string.
         The last three and hub ids may end in "@SPLIT", by default "@train" ("@train[:100]" works too).
-      on_bad_row, bad_rows, seen: see `dgr_jax.data.trace.iter_traces`.
+      on_bad_row, bad_rows: see `dgr_jax.data.files.iter_traces`.
 
     Raises:
       UserError: an unknown source, rows that cannot be had, or a bad row.
@@ -100,12 +94,12 @@ def iter_source(
     if name in ADAPTERS and (place or not colon):
         adapter = ADAPTERS[name]
         rows = _published_rows(place or adapter.hub_id)
-        return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows, seen)
+        return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows)
     if name in _READERS and place:
-        return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows, seen)
+        return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows)
     file, suffixes = (place, (f".{name}",)) if name in _FILES else (spec, _SUFFIXES)
     if epath.Path(file).suffix in suffixes:
-        return iter_traces(file, on_bad_row, bad_rows, seen)
+        return iter_traces(file, on_bad_row, bad_rows)
     raise UserError(
         f"source {spec!r} is not known; give a .jsonl or .parquet file of traces, or NAME:PLACE with one of "
         f"{', '.join([*ADAPTERS, *_FILES, *_READERS])}"
@@ -136,7 +130,7 @@ def normalise_prompt(text: str) -> str:
     return " ".join(words or folded.split())
 
 
-def _direct_refusal(row: Mapping[str, Any], where: str) -> Trace:
+def _direct_refusal(row: Row, where: str) -> Trace:
     """`text`, or `refusal` where there is no `text`. All prompts of the set ask for harm."""
     field, pattern = ("text", _S1_TEXT) if row.get("text") is not None else ("refusal", _PACKED)
     packed = _text(row, field, where)
@@ -167,7 +161,7 @@ def _response_format(
     `label` is what the whole set is; where it is None a row's own `label` counts, if it has one.
     """
 
-    def convert(row: Mapping[str, Any], where: str) -> Trace:
+    def convert(row: Row, where: str) -> Trace:
         prompt, text = _text(row, prompt_field, where), _text(row, "response", where)
         response = split_response(text)
         if not response.well_formed or (needs_open and not text.lstrip().startswith(THINK_OPEN)):
@@ -190,7 +184,7 @@ def _response_format(
     return convert
 
 
-def _label(row: Mapping[str, Any], where: str, needed: bool) -> str | None:
+def _label(row: Row, where: str, needed: bool) -> str | None:
     if row.get("label") is None and not needed:
         return None
     published = _text(row, "label", where)
@@ -199,11 +193,11 @@ def _label(row: Mapping[str, Any], where: str, needed: bool) -> str | None:
     return PUBLISHED_LABELS[published]
 
 
-def _rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
+def _rest(row: Row, *used: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("id", *used)}
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+def _text(row: Row, field: str, where: str) -> str:
     if field not in row:
         raise UserError(f"{where}: field {field!r} is missing; the row has {', '.join(map(str, row)) or 'no fields'}")
     if not isinstance(row[field], str):
@@ -228,13 +222,9 @@ _FILES = ("jsonl", "parquet")
 _SUFFIXES = tuple(f".{name}" for name in _FILES)
 
 
-def _published_rows(place: str) -> Iterator[RawRow]:
+def _published_rows(place: str) -> Iterator[PlacedRow]:
     """Rows as published; one without an id gets its number, counted from 1."""
-    suffix = epath.Path(place).suffix
-    if suffix == ".json":
-        rows = _json_list_rows(epath.Path(place))
-    else:
-        rows = raw_rows(place) if suffix in _SUFFIXES else _hub_rows(place)
+    rows = read_rows(place) if epath.Path(place).suffix in (".json", *_SUFFIXES) else _hub_rows(place)
     for number, (where, row) in enumerate(rows, start=1):
         if isinstance(row, Mapping) and row.get("id") is None:
             row = {**row, "id": number}
@@ -242,7 +232,7 @@ def _published_rows(place: str) -> Iterator[RawRow]:
 
 
 def _validated(convert: Convert) -> Convert:
-    def checked(row: Mapping[str, Any], where: str) -> Trace:
+    def checked(row: Row, where: str) -> Trace:
         trace = convert(row, where)
         trace.validate(where)
         return trace
@@ -250,29 +240,7 @@ def _validated(convert: Convert) -> Convert:
     return checked
 
 
-def _json_list_rows(file: epath.Path) -> Iterator[RawRow]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file}:{error.lineno}: not JSON at column {error.colno} ({error.msg}); a .json file holds one "
-            "list of rows"
-        ) from error
-    except OSError as error:
-        raise unreadable(file, error) from error
-    if not isinstance(rows, list):
-        raise UserError(f"{file}: found {type(rows).__name__}, allowed a list of rows; use .jsonl for one row per line")
-    for number, row in enumerate(rows, start=1):
-        where = f"{file}: row {number}"
-        yield (
-            where,
-            row if isinstance(row, dict) else UserError(f"{where}: found {ascii(row)[:60]}, allowed an object"),
-        )
-
-
-def _hub_rows(place: str) -> Iterator[RawRow]:
+def _hub_rows(place: str) -> Iterator[PlacedRow]:
     """Rows of a Hugging Face dataset, by hub id or local folder."""
     import datasets
 
@@ -286,7 +254,7 @@ def _hub_rows(place: str) -> Iterator[RawRow]:
         yield where, dict(row)
 
 
-def _tfds_rows(place: str) -> Iterator[RawRow]:
+def _tfds_rows(place: str) -> Iterator[PlacedRow]:
     """Rows of an ArrayRecord dataset, by its folder or registered name; random access, no TensorFlow."""
     try:
         import tensorflow_datasets as tfds
@@ -309,7 +277,7 @@ def _tfds_rows(place: str) -> Iterator[RawRow]:
         yield where, _from_tfds(rows[number], where)
 
 
-def _from_tfds(features: Mapping[str, Any], where: str) -> Mapping[str, Any] | UserError:
+def _from_tfds(features: Mapping[str, Any], where: str) -> Row | UserError:
     try:
         row = {name: _plain(value) for name, value in features.items()}
     except UnicodeDecodeError as error:
@@ -340,5 +308,5 @@ def _not_loaded(spec: str, error: Exception) -> UserError:
     return UserError(f"source {spec!r} cannot be loaded ({reason}); check the name, the split and the connection")
 
 
-_READERS: dict[str, Callable[[str], Iterator[RawRow]]] = {"hf": _hub_rows, "tfds": _tfds_rows}
+_READERS: dict[str, Callable[[str], Iterator[PlacedRow]]] = {"hf": _hub_rows, "tfds": _tfds_rows}
 """Readers of rows that have a Trace's fields."""

@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 
 from dgr_jax import ASSETS
+from dgr_jax.data.response import Response
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import Judge
-from dgr_jax.tokens.chat import Response
 
 ACCEPTED = "accepted"
 REJECT_REASONS = {

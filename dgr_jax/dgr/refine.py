@@ -1,44 +1,46 @@
 """DGR: the target model restates somebody else's safety traces in its own voice.
 
-For each row the model is asked to rewrite the reference reasoning and answer. A rewrite that passes the filter replaces
-them; otherwise the row keeps its original (arXiv 2602.02136; the prompt, the filter and n = 1 are reconstructions,
-see docs/method.md). Nothing is lost and everything is counted: accepted + rejected = rows.
+For each trace the model is asked to rewrite reasoning and answer. A rewrite that passes the filter replaces them;
+otherwise the trace keeps its original (arXiv 2602.02136; the prompt, the filter and n = 1 are reconstructions,
+see docs/method.md). Nothing is lost and everything is counted: accepted + rejected = traces.
 """
 
 import collections
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from etils import epath
 
-from dgr_jax.data.trace import Trace, write_traces
+from dgr_jax.data.files import write_traces
+from dgr_jax.data.response import Response
+from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter
 from dgr_jax.dgr.request import render_request
 from dgr_jax.errors import UserError
 from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
+from dgr_jax.run.files import fingerprint_records, read_json_lines, write_json, write_json_lines
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.shards import Shards
-from dgr_jax.run.stage import Stage, fingerprint_rows, write_atomically, write_json
+from dgr_jax.run.stage import Stage
 from dgr_jax.scoring.scorer import Scorer
-from dgr_jax.tokens.chat import ChatFormat, Response
+from dgr_jax.tokens.chat import ChatFormat
 
 _EXAMPLES_PER_REASON = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineConfig:
+class RefineSettings:
     """How to refine.
 
     Attributes:
       template: the rewrite request (see `dgr_jax.dgr.request`).
       decoding: of the rewrites.
-      attempts: rewrites tried per row; the paper's n is 1.
+      attempts: rewrites tried per trace; the paper's n is 1.
       pick: among accepted attempts take the "first", or the "likeliest" per response token under the target.
-      on_reject: "fallback" keeps the original row (the paper's Eq. 3), "drop" leaves it out.
+      on_reject: "fallback" keeps the original trace (the paper's Eq. 3), "drop" leaves it out.
       seed: of the rewrites.
-      shard_size: rows between two saves; a kill loses at most so many.
+      traces_per_shard: traces between two saves; a kill loses at most so many.
     """
 
     template: str
@@ -47,11 +49,11 @@ class RefineConfig:
     pick: Literal["first", "likeliest"] = "first"
     on_reject: Literal["fallback", "drop"] = "fallback"
     seed: int = 0
-    shard_size: int = 256
+    traces_per_shard: int = 256
 
     def __post_init__(self):
         if self.attempts < 1:
-            raise UserError(f"{self.attempts} attempts per row are none; give 1 or more")
+            raise UserError(f"`attempts` is {self.attempts}; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +82,8 @@ def refine(
     traces: Sequence[Trace],
     engine: Engine,
     chat: ChatFormat,
-    row_filter: RewriteFilter,
-    config: RefineConfig,
+    rewrite_filter: RewriteFilter,
+    settings: RefineSettings,
     *,
     scorer: Scorer | None = None,
     folder: epath.PathLike | None = None,
@@ -93,8 +95,8 @@ def refine(
       traces: the source rows, ids distinct.
       engine: generates with the target model.
       chat: the target's chat format, which takes generated text apart.
-      row_filter: accepts or names the reason.
-      config: how.
+      rewrite_filter: accepts or names the reason.
+      settings: how.
       scorer: the target's scorer; fills `log_prob_before` and `log_prob_after`, and is needed for
         pick="likeliest".
       folder: receives refined.jsonl, summary.json and a manifest; a run that was stopped goes on. None keeps the
@@ -105,66 +107,65 @@ def refine(
       UserError: no rows, a folder of another configuration, or "likeliest" without a scorer.
     """
     if not traces:
-        raise UserError("there is nothing to refine: the input has no rows")
-    if config.pick == "likeliest" and scorer is None:
-        raise UserError("--pick=likeliest needs the target's weights to score with; use the builtin engine")
+        raise UserError("there is nothing to refine: no traces")
+    if settings.pick == "likeliest" and scorer is None:
+        raise UserError("`pick` likeliest needs the target's weights to score with; use the builtin engine")
     if folder is None:
-        records = _refine_rows(traces, engine, chat, row_filter, config, scorer)
-        return _finish(traces, records, config)
+        records = _refine_some(traces, engine, chat, rewrite_filter, settings, scorer)
+        return _finish(traces, records, settings)
     stage = Stage.open(
         folder,
         "refine",
         config={
-            **dataclasses.asdict(config),
+            **dataclasses.asdict(settings),
             "engine": {"name": engine.name, **engine.settings},
-            "filter": row_filter.fingerprint,
+            "filter": rewrite_filter.fingerprint,
             "scored": scorer is not None,
         },
-        inputs={"traces": fingerprint_rows(t.to_dict() for t in traces)},
+        inputs={"traces": fingerprint_records(t.to_dict() for t in traces)},
         model=engine.fingerprint,
-        seed=config.seed,
+        seed=settings.seed,
     )
-    shards = Shards(stage.folder, len(traces), config.shard_size)
+    shards = Shards(stage.folder, len(traces), settings.traces_per_shard)
     if stage.finished:
-        records = [json.loads(line) for line in (stage.folder / "records.jsonl").read_text().split("\n") if line]
-        return _finish(traces, records, config)
+        return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
     with Progress("refine", len(traces)) as progress:
-        for rows in shards.missing():
-            part = [traces[i] for i in rows]
-            shards.write(rows, _refine_rows(part, engine, chat, row_filter, config, scorer))
-            progress.advance(len(rows))
+        for numbers in shards.missing():
+            part = [traces[i] for i in numbers]
+            shards.write(numbers, _refine_some(part, engine, chat, rewrite_filter, settings, scorer))
+            progress.advance(len(numbers))
     records = list(shards.read())
-    result = _finish(traces, records, config)
+    result = _finish(traces, records, settings)
     write_traces(stage.folder / "refined.jsonl", result.traces)
     write_json(stage.folder / "summary.json", result.summary)
-    write_atomically(stage.folder / "records.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    stage.finish(**result.summary["outcomes"], rows=len(traces), **(left_out or {}))
+    write_json_lines(stage.folder / "records.jsonl", records)
+    stage.finish(**result.summary["outcomes"], traces=len(traces), **(left_out or {}))
     shards.remove()
     return result
 
 
-def _refine_rows(
+def _refine_some(
     traces: Sequence[Trace],
     engine: Engine,
     chat: ChatFormat,
-    row_filter: RewriteFilter,
-    config: RefineConfig,
+    rewrite_filter: RewriteFilter,
+    settings: RefineSettings,
     scorer: Scorer | None,
 ) -> list[dict[str, Any]]:
-    """One record per row: outcome, attempts, the chosen reasoning and answer, and what was rejected last."""
+    """One record per trace: outcome, attempts, the chosen reasoning and answer, and what was rejected last."""
     candidates: dict[str, list[_Candidate]] = {trace.id: [] for trace in traces}
-    open_rows = list(traces)
-    for attempt in range(config.attempts):
-        requests = [Request(t.id, render_request(config.template, t), attempt, t.system) for t in open_rows]
-        by_id = {t.id: t for t in open_rows}
-        for completion in engine.generate(requests, config.decoding, seed=config.seed):
+    to_try = list(traces)
+    for attempt in range(settings.attempts):
+        requests = [Request(t.id, render_request(settings.template, t), attempt, t.system) for t in to_try]
+        by_id = {t.id: t for t in to_try}
+        for completion in engine.generate(requests, settings.decoding, seed=settings.seed):
             response = chat.parse(completion.text)
-            outcome = row_filter.outcome(by_id[completion.id], response, truncated=completion.truncated)
+            outcome = rewrite_filter.outcome(by_id[completion.id], response, truncated=completion.truncated)
             candidates[completion.id].append(_Candidate(completion, response, outcome))
-        if config.pick == "first":
-            open_rows = [t for t in open_rows if candidates[t.id][-1].outcome != ACCEPTED]
+        if settings.pick == "first":
+            to_try = [t for t in to_try if candidates[t.id][-1].outcome != ACCEPTED]
     scores = _score(traces, candidates, scorer)
-    return [_record(trace, candidates[trace.id], scores, config, engine.name) for trace in traces]
+    return [_record(trace, candidates[trace.id], scores, settings, engine.name) for trace in traces]
 
 
 def _rewritten(trace: Trace, candidate: _Candidate) -> Trace:
@@ -192,11 +193,11 @@ def _record(
     trace: Trace,
     tried: Sequence[_Candidate],
     scores: Mapping[tuple[str, int], tuple[float, int]],
-    config: RefineConfig,
+    settings: RefineSettings,
     engine: str,
 ) -> dict[str, Any]:
     accepted = [c for c in tried if c.outcome == ACCEPTED]
-    if config.pick == "likeliest" and accepted:
+    if settings.pick == "likeliest" and accepted:
         # Per token: a sum over tokens would prefer short rewrites.
         accepted.sort(
             key=lambda c: -scores[trace.id, c.completion.attempt][0] / scores[trace.id, c.completion.attempt][1]
@@ -212,7 +213,7 @@ def _record(
         "log_prob_after": after and after[0],
         "tokens_after": after and after[1],
         "engine": engine,
-        "seed": config.seed,
+        "seed": settings.seed,
     }
     return {
         "dgr": note,
@@ -222,7 +223,7 @@ def _record(
     }
 
 
-def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], config: RefineConfig) -> Refinement:
+def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], settings: RefineSettings) -> Refinement:
     refined = []
     examples: dict[str, list[dict[str, str]]] = {}
     outcomes = collections.Counter({ACCEPTED: 0, **dict.fromkeys(REJECT_REASONS, 0)})
@@ -239,7 +240,7 @@ def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], confi
             shown = examples.setdefault(note["outcome"], [])
             if len(shown) < _EXAMPLES_PER_REASON:
                 shown.append({"id": trace.id, "prompt": trace.prompt, "output": record["rejected"]})
-            if config.on_reject == "fallback":
+            if settings.on_reject == "fallback":
                 refined.append(dataclasses.replace(trace, meta=meta))
         for key in ("log_prob_before", "tokens_before", "log_prob_after", "tokens_after"):
             sums[key] += note[key] or 0

@@ -314,7 +314,7 @@ def input_names(sources: Sequence[str]) -> dict[str, str]:
       UserError: there are none.
     """
     if not sources:
-        raise UserError("--inputs names no sources; give one or more, separated by commas")
+        raise UserError("`inputs` names no sources; give one or more, separated by commas")
     names: dict[str, str] = {}
     for source in sources:
         stem = (

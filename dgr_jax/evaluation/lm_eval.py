@@ -82,7 +82,7 @@ class DgrJax(TemplateLM):
         super().__init__()
         del max_batch_size, device
         if unknown:
-            raise UserError(f"--model_args: {min(unknown)!r} is not known; scripts/lm_eval.py --help lists what is")
+            raise UserError(f"model argument {min(unknown)!r} is not known; the docstring of DgrJax lists what is")
         folder = local_folder(pretrained)
         devices = mesh_or_none(mesh)
         model = from_pretrained(folder, mesh=devices, dtype=dtype, implementation=implementation)

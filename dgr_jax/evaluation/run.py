@@ -2,21 +2,21 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from dgr_jax.data.response import Response
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.graders import grade_math, grade_number
 from dgr_jax.evaluation.judges import Judge
 from dgr_jax.evaluation.suites import Item, Suite
 from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
+from dgr_jax.run.files import write_json, write_json_lines
 from dgr_jax.run.shards import Shards
-from dgr_jax.run.stage import write_atomically, write_json
 from dgr_jax.statistics import proportion
-from dgr_jax.tokens.chat import ChatFormat, Response
+from dgr_jax.tokens.chat import ChatFormat
 
 _ANSWERS_PER_SHARD = 2048
 
@@ -81,8 +81,7 @@ def evaluate(
     rows = [row | about for suite in suites for row in _aggregate(suite, samples)]
     if output_dir is not None and shards is not None:
         folder = epath.Path(output_dir)
-        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        write_atomically(folder / "samples.jsonl", "".join(lines))
+        write_json_lines(folder / "samples.jsonl", samples)
         write_json(folder / "results.json", rows)
         shards.remove()
     return rows
@@ -95,9 +94,9 @@ def _complete(
     if shards is None:
         yield from engine.generate(requests, decoding, seed=seed)
         return
-    for rows in shards.missing():
-        found = engine.generate([requests[i] for i in rows], decoding, seed=seed)
-        shards.write(rows, [dataclasses.asdict(completion) for completion in found])
+    for numbers in shards.missing():
+        found = engine.generate([requests[i] for i in numbers], decoding, seed=seed)
+        shards.write(numbers, [dataclasses.asdict(completion) for completion in found])
     for record in shards.read():
         yield Completion(**{**record, "token_ids": tuple(record["token_ids"])})
 

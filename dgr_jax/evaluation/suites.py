@@ -1,14 +1,13 @@
 """Suites: named sets of prompts with what is needed to grade their answers."""
 
-import csv
 import dataclasses
-import io
-import json
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 from etils import epath
 
+from dgr_jax.data.files import Row, read_rows
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.graders import final_number
 
@@ -77,45 +76,22 @@ def load_suite(spec: str) -> list[Suite]:
     return [Suite(f"{name}_{kind}", kind, group) for kind, group in suites.items()]
 
 
-def _text(path: str) -> str:
-    try:
-        return epath.Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+def load_suites(specs: Iterable[str], limit: int = 0) -> list[Suite]:
+    """The suites of several specs, each cut to its first `limit` items unless that is 0; see `load_suite`."""
+    suites = itertools.chain.from_iterable(map(load_suite, specs))
+    return [dataclasses.replace(suite, items=suite.items[: limit or None]) for suite in suites]
 
 
-def _json_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: a row must be a JSON object")
-            yield f"{path}:{number}", row
+def _rows(path: str, suffix: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, each with its place; the first that cannot be read ends it."""
+    for where, row in read_rows(path, suffix):
+        if isinstance(row, UserError):
+            raise row
+        yield where, row
 
 
-def _json_list(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: must be a JSON list")
-    yield from ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = _text(path).removeprefix("\ufeff")  # spreadsheets write a byte order mark
-    try:
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1))
-    except csv.Error as error:
-        raise UserError(f"{path}: not CSV ({error})") from error
-
-
-def _field(row: dict[str, Any], name: str, where: str) -> str:
-    value = row.get(name) if isinstance(row, dict) else None
+def _field(row: Row, name: str, where: str) -> str:
+    value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: field {name!r} is missing or not a text")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
@@ -124,7 +100,7 @@ def _field(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def _gsm8k(path: str) -> Iterator[Item]:
-    for number, (where, row) in enumerate(_json_lines(path)):
+    for number, (where, row) in enumerate(_rows(path, ".jsonl")):
         answer = _field(row, "answer", where)
         if "####" not in answer:
             raise UserError(f"{where}: field 'answer' does not end in '#### N'")
@@ -132,14 +108,14 @@ def _gsm8k(path: str) -> Iterator[Item]:
 
 
 def _math500(path: str) -> Iterator[Item]:
-    for number, (where, row) in enumerate(_json_lines(path)):
+    for number, (where, row) in enumerate(_rows(path, ".jsonl")):
         meta = {"group": f"level {row['level']}"} if "level" in row else {}
         id = str(row.get("unique_id", number))
         yield Item(id, _field(row, "problem", where), _field(row, "answer", where), "math", meta)
 
 
 def _xstest(path: str) -> Iterator[Item]:
-    for where, row in _csv(path):
+    for where, row in _rows(path, ".csv"):
         label = _field(row, "label", where)
         if label not in ("safe", "unsafe"):
             raise UserError(f"{where}: field 'label' is {label!r}; it must be safe or unsafe")
@@ -147,16 +123,16 @@ def _xstest(path: str) -> Iterator[Item]:
         yield Item(_field(row, "id", where), _field(row, "prompt", where), "", kind, {"group": row.get("type", "")})
 
 
-def _prompts(rows: Callable[[str], Iterable[tuple[str, dict[str, Any]]]], field: str, group: str):
+def _prompts(suffix: str, field: str, group: str) -> Callable[[str], Iterator[Item]]:
     def load(path: str) -> Iterator[Item]:
-        for number, (where, row) in enumerate(rows(path)):
+        for number, (where, row) in enumerate(_rows(path, suffix)):
             yield Item(str(number), _field(row, field, where), "", "harmful", {"group": row.get(group) or "none"})
 
     return load
 
 
 def _generic(path: str) -> Iterator[Item]:
-    for where, row in _json_lines(path):
+    for where, row in _rows(path, ".jsonl"):
         kind: Any = row.get("kind")
         if kind not in get_args(Kind):
             raise UserError(f"{where}: field 'kind' is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
@@ -169,8 +145,8 @@ FORMATS: dict[str, Callable[[str], Iterator[Item]]] = {
     "gsm8k": _gsm8k,
     "math500": _math500,
     "xstest": _xstest,
-    "strongreject": _prompts(_csv, "forbidden_prompt", "category"),
-    "jailbreakbench": _prompts(_json_list, "instruction", "category"),
-    "simplesafetytests": _prompts(_csv, "prompts_final", "harm_area"),
+    "strongreject": _prompts(".csv", "forbidden_prompt", "category"),
+    "jailbreakbench": _prompts(".json", "instruction", "category"),
+    "simplesafetytests": _prompts(".csv", "prompts_final", "harm_area"),
 }
 """Name -> reader of a published file format."""

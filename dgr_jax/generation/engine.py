@@ -11,7 +11,7 @@ class Request:
     """One prompt to answer.
 
     Attributes:
-      id: names the row; with the seed and `attempt` it determines the row's random stream.
+      id: with the seed and `attempt` it determines the request's random stream.
       prompt: the user turn.
       attempt: 0 for the first try.
       system: optional system turn.
@@ -23,8 +23,8 @@ class Request:
     system: str | None = None
 
 
-def row_digest(seed: int, id: str, attempt: int) -> bytes:
-    """What a row's random stream is made from: sha256 of (seed, id, attempt)."""
+def stream_digest(seed: int, id: str, attempt: int) -> bytes:
+    """What a request's random stream is made from: sha256 of (seed, id, attempt)."""
     return hashlib.sha256(f"{seed}\0{id}\0{attempt}".encode()).digest()
 
 
@@ -72,5 +72,5 @@ class Engine(Protocol):
     settings: dict[str, Any]
 
     def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
-        """Completes requests, in any order. A row depends on (seed, id, attempt) alone, not on its neighbours."""
+        """Completes requests, in any order. A text depends on (seed, id, attempt) alone, not on its neighbours."""
         ...

@@ -18,7 +18,7 @@ from typing import Any
 
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN
 from dgr_jax.errors import UserError
-from dgr_jax.generation.engine import Completion, Decoding, Request, row_digest
+from dgr_jax.generation.engine import Completion, Decoding, Request, stream_digest
 from dgr_jax.run.progress import Progress
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -66,11 +66,11 @@ class OpenAIEngine:
     ):
         address = urllib.parse.urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
-            raise UserError("--base_url must be an http(s) address such as http://localhost:8000/v1")
+            raise UserError("`base_url` must be an http(s) address such as http://localhost:8000/v1")
         if address.username or address.password:
-            raise UserError(f"--base_url must not hold credentials; put the key into {API_KEY_VARIABLE}")
+            raise UserError(f"`base_url` must not hold credentials; put the key into {API_KEY_VARIABLE}")
         if not model:
-            raise UserError("--engine=openai needs --served_model, the model's name at the server")
+            raise UserError("an OpenAI-compatible server needs `served_model`, the name of the model there")
         self._url, self._model = base_url.rstrip("/") + "/chat/completions", model
         self._in_flight, self._retries, self._backoff, self._timeout = in_flight, retries, backoff, timeout
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -107,7 +107,7 @@ class OpenAIEngine:
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "max_tokens": decoding.max_new_tokens,
-            "seed": int.from_bytes(row_digest(seed, request.id, request.attempt)[:4]) >> 1,
+            "seed": int.from_bytes(stream_digest(seed, request.id, request.attempt)[:4]) >> 1,
         }
         if decoding.top_k:
             body["top_k"] = decoding.top_k  # not OpenAI's, but every open server takes it
@@ -125,7 +125,7 @@ class OpenAIEngine:
             raise UserError(f"row {request.id!r}: {error}") from None
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(
-                f"row {request.id!r}: the answer of {self._url} is no chat completion ({error!r}); check --base_url"
+                f"row {request.id!r}: the answer of {self._url} is no chat completion ({error!r}); check `base_url`"
             ) from error
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +149,8 @@ class OpenAIEngine:
             except (OSError, http.client.HTTPException) as error:
                 failure = f"{self._url} cannot be reached ({getattr(error, 'reason', None) or error})"
             except ValueError as error:
-                raise _Refused(f"{self._url} does not answer in JSON; check --base_url") from error
-        raise _Refused(f"{failure}, {self._retries + 1} times; is the server up? check --base_url")
+                raise _Refused(f"{self._url} does not answer in JSON; check `base_url`") from error
+        raise _Refused(f"{failure}, {self._retries + 1} times; is the server up? check `base_url`")
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -1,8 +1,13 @@
-"""Where a model lies: a folder, or a hub repository that is fetched into the hub's cache."""
+"""Where a model lies, and what its folder says: a local one, or a hub repository that is fetched into the cache."""
 
+import hashlib
+import json
 import pathlib
+from typing import Any
 
 from dgr_jax.errors import UserError
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.run.files import fingerprint_file
 
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """Of the files that a tokenizer and its chat template may consist of; model configurations come with them."""
@@ -35,3 +40,46 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"model {name}: no such folder, and the hub says"
         raise UserError(f"{where}: {reason}; check the name, or give a folder") from error
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The folder's config.json, parsed.
+
+    Raises:
+      UserError: it is absent or not JSON.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; {folder} is not a Hugging Face model folder") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: not a readable JSON file ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a JSON object; {folder} is not a Hugging Face model folder")
+    return config
+
+
+def load_config(folder: pathlib.Path) -> ModelConfig:
+    """The architecture that the folder's config.json asks for.
+
+    Raises:
+      UserError: it is absent, not JSON, or asks for something that cannot be loaded.
+    """
+    return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
+
+
+def fingerprint_model(folder: pathlib.Path) -> str:
+    """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir(), key=lambda f: f.name):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and not file.is_dir():
+            digest.update(f"{file.name} {fingerprint_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def stored_dtype(folder: pathlib.Path) -> str:
+    """The dtype that the folder's config.json declares: a tuned model is stored as its base was."""
+    raw = read_config(folder)
+    declared = raw.get("torch_dtype") or raw.get("dtype")
+    return declared if declared in ("float32", "bfloat16") else "bfloat16"

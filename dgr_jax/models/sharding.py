@@ -26,7 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(text: str) -> Mesh:
-    """A mesh from a flag value.
+    """A mesh from its description.
 
     Args:
       text: "auto" (all devices on `fsdp`) or sizes such as "data=2,fsdp=4,tensor=1"; axes left out have size 1, and
@@ -40,16 +40,16 @@ def make_mesh(text: str) -> Mesh:
     for part in ("fsdp=-1" if text == "auto" else text).split(","):
         name, _, value = part.partition("=")
         if name.strip() not in sizes or not value.strip().removeprefix("-").isdecimal():
-            raise UserError(f"--mesh: {part!r} is not one of {', '.join(f'{a}=N' for a in MESH_AXES)}, nor 'auto'")
+            raise UserError(f"`mesh`: {part!r} is not one of {', '.join(f'{a}=N' for a in MESH_AXES)}, nor 'auto'")
         sizes[name.strip()] = int(value)
     if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
-        raise UserError(f"--mesh: {text!r}: give sizes of 1 or more; one axis may be -1")
+        raise UserError(f"`mesh`: {text!r}: give sizes of 1 or more; one axis may be -1")
     if -1 in sizes.values():
         free = devices // -math.prod(sizes.values())
         sizes = {name: free if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != devices:
         product = " x ".join(f"{name}={size}" for name, size in sizes.items())
-        raise UserError(f"--mesh: {product} does not make the {devices} devices that JAX sees; change the sizes")
+        raise UserError(f"`mesh`: {product} does not make the {devices} devices that JAX sees; change the sizes")
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -20,9 +20,10 @@ from dgr_kernels import KERNELS
 from dgr_jax.errors import UserError
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.folder import local_folder
+from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
 from dgr_jax.models.sharding import parameter_sharding, partition
+from dgr_jax.run.files import whole_folder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _COMPANIONS = (
@@ -34,33 +35,6 @@ _COMPANIONS = (
     "chat_template",
     "generation_config",
 )
-
-
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The folder's config.json, parsed.
-
-    Raises:
-      UserError: it is absent or not JSON.
-    """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist; {folder} is not a Hugging Face model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not a readable JSON file ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not a JSON object; {folder} is not a Hugging Face model folder")
-    return config
-
-
-def load_config(folder: pathlib.Path) -> ModelConfig:
-    """The architecture that the folder's config.json asks for.
-
-    Raises:
-      UserError: it is absent, not JSON, or asks for something that cannot be loaded.
-    """
-    return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
 
 
 class TensorFiles:
@@ -200,8 +174,8 @@ def from_pretrained(
     """
     if implementation is not None and implementation in KERNELS and jax.default_backend() != implementation:
         raise UserError(
-            f"--implementation={implementation}: JAX sees no {implementation.upper()} here, but a "
-            f"{jax.default_backend().upper()}; leave the flag out"
+            f"`implementation` is {implementation}, but JAX sees no {implementation.upper()} here, only a "
+            f"{jax.default_backend().upper()}; leave it out"
         )
     folder = local_folder(path_or_hub_id)
     config = load_config(folder)
@@ -241,24 +215,13 @@ def save_pretrained(
     Raises:
       UserError: the folder exists or cannot be written.
     """
-    folder = pathlib.Path(path)
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another place for the model, or delete it")
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        target = jnp.dtype(dtype or model.dtype)
-        _write_tensors(model, partial, target, max_shard_bytes)
-        (partial / "config.json").write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
+    target = jnp.dtype(dtype or model.dtype)
+    with whole_folder(path) as folder:
+        _write_tensors(model, pathlib.Path(folder), target, max_shard_bytes)
+        (folder / "config.json").write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
         for file in pathlib.Path(companions_from).iterdir() if companions_from else ():
             if file.is_file() and file.name.startswith(_COMPANIONS):
-                shutil.copy(file, partial / file.name)
-        partial.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot write model folder {folder}: {error.strerror or error}; give a writable place"
-        ) from error
+                shutil.copy(file, folder / file.name)
 
 
 def _tensors(model: Decoder, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:

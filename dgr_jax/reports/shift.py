@@ -1,18 +1,17 @@
 """The report on distribution shift: report.md with plots, shift.json, and one page on which tokens are coloured."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from dgr_jax import ASSETS
 from dgr_jax.dgr.shift import SAME, InputScores, PairShift, Shift, SpanShift, evenly_by_surprise, prompt_digest
-from dgr_jax.reports.document import Picture, Section, Table, aligned, write_document
+from dgr_jax.reports.document import Picture, Section, Table, aligned, render, write_document
 from dgr_jax.reports.shift_plots import draw_shift
+from dgr_jax.run.files import write_json
 from dgr_jax.run.shards import Shards
-from dgr_jax.run.stage import Stage, write_json
+from dgr_jax.run.stage import Stage
 from dgr_jax.statistics import Interval
 from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.pieces import pieces, printable
@@ -150,11 +149,7 @@ class _TokenView:
         return "## Token by token\n\nOn report.html, where tokens are coloured by surprise and can be sorted by it."
 
     def html(self, folder: epath.Path) -> str:
-        template = (ASSETS / "token_view.html").read_text()
-        # Within a script element only "<" can end or open anything.
-        data = json.dumps(self._data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-        before, after = template.split("DATA")
-        return before + data + after
+        return render("token_view.html", {"data": self._data})
 
 
 def _page_data(

@@ -8,9 +8,8 @@ from etils import epath
 from matplotlib import pyplot as plt
 
 from dgr_jax.dgr.shift import SPANS, InputScores, PairShift, Shift, matched_rows
-from dgr_jax.study.plots import save
+from dgr_jax.reports.figures import COLOURS, save
 
-_COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b2", "#ccb974", "#64b5cd")
 _BINS = 40
 
 
@@ -45,7 +44,7 @@ def draw_shift(found: Shift, inputs: Sequence[InputScores], folder: epath.Path) 
 
 
 def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+    return COLOURS[number % len(COLOURS)]
 
 
 def _by_span(found: Shift) -> Any:

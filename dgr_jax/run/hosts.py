@@ -40,10 +40,10 @@ def join(spec: str, patience: float = _PATIENCE) -> None:
         address, *numbers = spec.split(",")
         host, _, port = address.rpartition(":")
         if len(numbers) != 2 or not all(number.isdecimal() for number in (*numbers, port)) or not host:
-            raise UserError(f"--hosts={spec}: give auto, or ADDRESS:PORT,COUNT,INDEX such as 10.0.0.1:8476,2,0")
+            raise UserError(f"`hosts` {spec}: give auto, or ADDRESS:PORT,COUNT,INDEX such as 10.0.0.1:8476,2,0")
         count, index = map(int, numbers)
         if index >= count:
-            raise UserError(f"--hosts={spec}: the index counts from 0 and must be below {count}")
+            raise UserError(f"`hosts` {spec}: the index counts from 0 and must be below {count}")
         given = {"coordinator_address": address, "num_processes": count, "process_id": index}
         if index:
             _wait_for(host, int(port), patience)
@@ -51,7 +51,7 @@ def join(spec: str, patience: float = _PATIENCE) -> None:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
         hint = "no cluster was found here; give ADDRESS:PORT,COUNT,INDEX" if spec == "auto" else str(error)
-        raise UserError(f"--hosts={spec}: {hint}") from error
+        raise UserError(f"`hosts` {spec}: {hint}") from error
     jax.devices()  # all hosts meet here, while nothing has been read that could take them unequal time
 
 
@@ -65,7 +65,7 @@ def _wait_for(host: str, port: int, patience: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"--hosts: the first host does not answer at {host}:{port} ({error}); start the command there, and "
+                    f"`hosts`: the first host does not answer at {host}:{port} ({error}); start the command there, and "
                     "see that this machine can reach it"
                 ) from error
             time.sleep(0.5)

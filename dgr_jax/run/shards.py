@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from dgr_jax.run.stage import remove_partial, write_atomically
+from dgr_jax.run.files import remove_partial, write_json_lines
 
 
 class Shards:
@@ -42,9 +42,9 @@ class Shards:
 
     def write(self, rows: range, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes one shard."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        assert len(lines) == len(rows), "a shard holds one record for each of its rows"
-        write_atomically(self.folder / self._name(rows.start), "".join(lines))
+        written = list(records)
+        assert len(written) == len(rows), "a shard holds one record for each of its traces"
+        write_json_lines(self.folder / self._name(rows.start), written)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """All records in row order; every shard must be there."""

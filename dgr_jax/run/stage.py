@@ -5,119 +5,27 @@ two.
 """
 
 import dataclasses
-import hashlib
+import importlib.metadata
 import json
-import os
-import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
+import jax
 from etils import epath
 
 from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
+from dgr_jax.run.files import remove_partial, write_json, writer_of
 
 MANIFEST = "manifest.json"
 _IDENTITY = ("stage", "config", "inputs", "model", "seed")
 
 
-def write_atomically(path: epath.PathLike, text: str) -> None:
-    """Writes a text file that is either whole or not there (temporary name, then rename).
-
-    Of the processes of several hosts, one writes; in the others this does nothing.
-
-    Raises:
-      UserError: the place cannot be written.
-    """
-    if not hosts.writes():
-        return
-    file = epath.Path(path)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}; give a writable --output") from error
-
-
-def remove_partial(folder: epath.PathLike) -> None:
-    """Removes what killed processes of this machine left of `write_atomically` in a folder."""
-    for file in epath.Path(folder).iterdir():
-        writer = _writer_of(file)
-        if writer is not None and not _is_another_alive(writer):
-            file.unlink(missing_ok=True)
-
-
-def _writer_of(file: epath.Path) -> int | None:
-    """Process whose unfinished file this is."""
-    found = re.fullmatch(r"\..+\.(\d+)\.partial", file.name)
-    return int(found[1]) if found else None
-
-
-def _is_another_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return process != os.getpid()  # in a container the next process often has the number of the killed one
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes JSON atomically, indented, keys in the given order."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def check_local(output: str, work: str) -> None:
-    """Refuses a bucket, for work whose libraries write to local folders alone.
-
-    Raises:
-      UserError: `output` is not a local path.
-    """
-    if "://" in output:
-        raise UserError(f"--output={output}: {work} writes to a local folder; give one, and copy it afterwards")
-
-
-def fingerprint_file(path: epath.PathLike) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fingerprint_model(folder: epath.PathLike) -> str:
-    """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template."""
-    digest = hashlib.sha256()
-    for file in sorted(epath.Path(folder).iterdir(), key=lambda f: f.name):
-        if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and not file.is_dir():
-            digest.update(f"{file.name} {fingerprint_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def fingerprint_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """sha256 over JSON rows, for inputs that are in memory."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
-
-
 def environment() -> dict[str, Any]:
     """Versions and device of this process."""
-    import importlib.metadata
-
-    import jax
-
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     versions = {name: importlib.metadata.version(name) for name in names}
     device = jax.devices()[0]
@@ -199,9 +107,9 @@ def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, 
         # A manifest alone is left by a call that failed before its first result: the corrected one may go on.
         if manifest.get("finished") or others:
             difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
-            raise UserError(f"{file}: {difference}; choose another --output, or delete this one to start again")
+            raise UserError(f"{file}: {difference}; choose another folder, or delete this one to start again")
     elif others:
-        raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another --output")
+        raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another folder")
     manifest = {**asked, "command": shlex.join(sys.argv), **environment(), "finished": False}
     write_json(file, manifest)
     return False, manifest
@@ -212,7 +120,7 @@ def _has_results(folder: epath.Path) -> bool:
     for file in folder.iterdir():
         if file.is_dir() and (not any(file.iterdir()) or _has_results(file)):
             return True
-        if not file.is_dir() and file.name != MANIFEST and _writer_of(file) is None:
+        if not file.is_dir() and file.name != MANIFEST and writer_of(file) is None:
             return True
     return False
 
@@ -221,9 +129,9 @@ def _read_manifest(file: epath.Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file}: not a manifest of a stage ({error}); choose another --output") from error
+        raise UserError(f"{file}: not a manifest of a stage ({error}); choose another folder") from error
     if not isinstance(manifest, dict):
-        raise UserError(f"{file}: not a manifest of a stage; choose another --output")
+        raise UserError(f"{file}: not a manifest of a stage; choose another folder")
     return manifest
 
 

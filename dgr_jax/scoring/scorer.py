@@ -7,11 +7,12 @@ fetched a batch late. A sequence's scores do not depend on what it is packed wit
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,12 @@ from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.sharding import batch_sharding, data_parallelism, put_rows
 from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.background import in_background
-from dgr_jax.scoring.cost import DeviceClock, ScoringReport
+from dgr_jax.scoring.cost import Cost
 from dgr_jax.scoring.plan import Batch, plan
-from dgr_jax.scoring.settings import OnLong, ScoreSettings
+from dgr_jax.scoring.settings import ScoreSettings
 from dgr_jax.scoring.trace_score import TraceScore
 from dgr_jax.tokens.chat import ChatFormat, Rendered
-from dgr_jax.tokens.packing import PackedRows, Slots, TokenSequence, fill_rows
+from dgr_jax.tokens.packing import PackedRows, TargetPlaces, TokenSequence, fill_rows
 from dgr_jax.tokens.rendering import render_all
 from dgr_jax.tokens.windows import rolling_windows
 
@@ -50,13 +51,8 @@ class SequenceScores(NamedTuple):
     is_greedy: Any
 
 
-def response_sequence(rendered: Rendered) -> TokenSequence:
-    """A rendered trace with its response tokens (reasoning, answer and the end token) as targets."""
-    return TokenSequence(rendered.token_ids, np.arange(len(rendered.token_ids)) >= rendered.prompt[1])
-
-
 def target_scores(model: Decoder, rows: PackedRows, *, remat: bool = False) -> TokenScores:
-    """Scores of each target slot, all [B, M]; what is in filling slots means nothing."""
+    """Scores of each target, all [B, M]; those of filling mean nothing."""
     hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
     wanted = jnp.take_along_axis(hidden, rows.source[:, :, None], axis=1)
     scores = token_scores(
@@ -100,12 +96,7 @@ class _Sent(NamedTuple):
     job: _Job
     batch: Batch | None
     rows: PackedRows | None
-    slots: dict[int, Slots]
-
-
-def usual_tokens_per_batch() -> int:
-    """Batches of 8,192 tokens keep an accelerator busy; a CPU is as fast with half, in half the memory."""
-    return 4096 if jax.default_backend() == "cpu" else 8192
+    places: dict[int, TargetPlaces]
 
 
 class Scorer:
@@ -115,55 +106,29 @@ class Scorer:
       model: the decoder.
       chat: how traces become tokens for it; None for token sequences alone.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
-      tokens_per_batch: size of a batch, the same for every row length; None for `usual_tokens_per_batch()`.
-      max_length: longest trace accepted, in tokens.
-      on_long: what happens to a longer one: "error", "truncate" (its first `max_length` tokens are scored), or "roll"
-        (all are, in windows of `max_length` that overlap by half).
-      share_prefixes: compute common first tokens of traces once. The scores are the same.
-      workers: processes that tokenise; 0 does it in this one.
-      window: traces that are planned together; bounds memory on long inputs.
+      settings: fields of `ScoreSettings`.
 
     Attributes:
-      report: of all that was scored so far.
+      cost: of all that was scored so far.
 
     Raises:
-      UserError: a tokenizer that does not fit the model, or an option outside its range.
+      UserError: a tokenizer that does not fit the model, or a setting out of its range.
     """
 
     def __init__(
-        self,
-        model: Decoder,
-        chat: ChatFormat | None,
-        *,
-        mesh: jax.sharding.Mesh | None = None,
-        tokens_per_batch: int | None = None,
-        max_length: int = ScoreSettings.max_length,
-        on_long: OnLong = ScoreSettings.on_long,
-        share_prefixes: bool = ScoreSettings.share_prefixes,
-        workers: int = 0,
-        window: int = ScoreSettings.rows_per_shard,
+        self, model: Decoder, chat: ChatFormat | None, *, mesh: jax.sharding.Mesh | None = None, **settings: Any
     ):
         if chat:
             chat.check_fits(model.config.vocab_size)
-        if on_long not in (allowed := get_args(OnLong)):
-            raise UserError(f"on_long is {on_long!r}; choose one of {', '.join(allowed)}")
-        for name, value, least in (
-            ("max_length", max_length, 2),
-            ("tokens_per_batch", tokens_per_batch or 1, 1),
-            ("workers", workers, 0),
-            ("window", window, 1),
-        ):
-            if value < least:
-                raise UserError(f"{name} is {value}; it must be {least} or more")
-        self.model, self._chat = model, chat
-        self.report = ScoringReport()
+        self.model, self._chat, self._settings = model, chat, ScoreSettings(**settings)
+        self.cost = Cost()
         self._sharding = batch_sharding(mesh) if mesh is not None else None
-        self._max_length, self._on_long, self._workers, self._window = max_length, on_long, workers, window
-        self._options: dict[str, Any] = {
-            "tokens_per_batch": tokens_per_batch or usual_tokens_per_batch(),
-            "share_prefixes": share_prefixes,
-            "row_multiple": data_parallelism(mesh),
-        }
+        self._plan = functools.partial(
+            plan,
+            tokens_per_batch=self._settings.tokens_per_batch or (4096 if jax.default_backend() == "cpu" else 8192),
+            share_prefixes=self._settings.share_prefixes,
+            row_multiple=data_parallelism(mesh),
+        )
 
     @classmethod
     def from_pretrained(
@@ -173,11 +138,11 @@ class Scorer:
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
         implementation: str | None = None,
-        **options: Any,
+        **settings: Any,
     ) -> Self:
-        """Loads model and tokenizer from a Hugging Face folder or hub id; `options` go to the constructor."""
+        """Loads model and tokenizer from a Hugging Face folder or hub id; `settings` go to the constructor."""
         model = from_pretrained(path, mesh=mesh, dtype=dtype, implementation=implementation)
-        return cls(model, ChatFormat.from_pretrained(path), mesh=mesh, **options)
+        return cls(model, ChatFormat.from_pretrained(path), mesh=mesh, **settings)
 
     @property
     def chat(self) -> ChatFormat:
@@ -200,13 +165,13 @@ class Scorer:
           UserError: a trace is longer than `max_length` and `on_long` is "error", or cannot be rendered; the message
             names it.
         """
-        rendered = render_all(self.chat, traces, self._workers)
+        rendered = render_all(self.chat, traces, self._settings.workers)
         with contextlib.closing(self._run(self._windows(rendered), on_scored)) as jobs:
             for job in jobs:
                 scores = iter(job.scores)
                 for trace, item, parts in job.payload:
                     log_probs = np.concatenate([next(scores).log_probs for _ in range(parts)])
-                    long = self._on_long if len(item.token_ids) > self._max_length else None
+                    long = self._settings.on_long if len(item.token_ids) > self._settings.max_length else None
                     yield TraceScore.of(trace.id, item, log_probs, keep_tokens, long)
 
     def score_sequences(
@@ -219,7 +184,7 @@ class Scorer:
         """
 
         def jobs() -> Iterator[_Job]:
-            for window in itertools.batched(self._checked(sequences), self._window):
+            for window in itertools.batched(self._checked(sequences), self._settings.traces_per_shard):
                 yield _job(window, None)
 
         with contextlib.closing(self._run(jobs(), on_scored)) as done:
@@ -236,7 +201,7 @@ class Scorer:
             yield sequence
 
     def _windows(self, rendered: Iterable[tuple[Trace, Rendered]]) -> Iterator[_Job]:
-        for window in itertools.batched(rendered, self._window):
+        for window in itertools.batched(rendered, self._settings.traces_per_shard):
             sequences: list[TokenSequence] = []
             payload = []
             for trace, item in window:
@@ -247,16 +212,16 @@ class Scorer:
 
     def _parts(self, trace: Trace, rendered: Rendered) -> list[TokenSequence]:
         """A trace as one sequence, or as windows."""
-        whole, longest = response_sequence(rendered), self._max_length
+        whole, longest = TokenSequence.of_response(rendered), self._settings.max_length
         length = len(whole.token_ids)
         if length <= longest:
             return [whole]
-        if self._on_long == "error":
+        if self._settings.on_long == "error":
             raise UserError(
-                f"trace {trace.id!r} has {length} tokens, more than --max_length={longest}; raise it, drop the trace, "
-                "or choose --on_long=truncate or roll"
+                f"trace {trace.id!r} has {length} tokens, more than `max_length`={longest}; raise it, drop the trace, "
+                "or set `on_long` to truncate or roll"
             )
-        if self._on_long == "truncate":
+        if self._settings.on_long == "truncate":
             return [TokenSequence(whole.token_ids[:longest], whole.scored[:longest])]
         return [
             TokenSequence(
@@ -267,44 +232,39 @@ class Scorer:
 
     def _run(self, jobs: Iterator[_Job], on_scored: Callable[[int], object] | None) -> Generator[_Job]:
         """The jobs in order, with their scores."""
-        clock = DeviceClock()
         begin, in_flight = time.perf_counter(), collections.deque[tuple[_Sent, Any]]()
         sent_ahead = in_background(self._send(jobs), _AHEAD)
         try:
             for sent in sent_ahead:
-                in_flight.append((sent, self._dispatch(sent, clock)))
+                in_flight.append((sent, self._dispatch(sent)))
                 if len(in_flight) > 1:
                     yield from self._fetch(*in_flight.popleft(), on_scored)
             while in_flight:
                 yield from self._fetch(*in_flight.popleft(), on_scored)
         finally:
             sent_ahead.close()
-            clock.close()
-            self.report.busy_seconds += clock.busy_seconds
-            self.report.seconds += time.perf_counter() - begin
+            self.cost.seconds += time.perf_counter() - begin
 
     def _send(self, jobs: Iterator[_Job]) -> Generator[_Sent]:
         """Plans jobs and puts their batches on the device, in a thread beside the device's work."""
         for job in jobs:
-            batches = plan(job.sequences, **self._options)
+            batches = self._plan(job.sequences)
             job.waiting = len(batches)
             if not batches:
                 yield _Sent(job, None, None, {})
             for batch in batches:
-                rows, slots = fill_rows(job.sequences, batch.layout, batch.shape)
-                yield _Sent(job, batch, put_rows(rows, self._sharding), slots)
+                rows, places = fill_rows(job.sequences, batch.layout, batch.shape)
+                yield _Sent(job, batch, put_rows(rows, self._sharding), places)
 
-    def _dispatch(self, sent: _Sent, clock: DeviceClock) -> SequenceScores | None:
+    def _dispatch(self, sent: _Sent) -> SequenceScores | None:
         if sent.batch is None:
             return None
         begin = time.perf_counter()
         found = _score_rows(self.model, sent.rows)
-        if sent.batch.shape not in self.report.shapes:
-            self.report.shapes.add(sent.batch.shape)
-            self.report.compile_seconds += time.perf_counter() - begin
-            begin = time.perf_counter()
-        clock.watch(begin, found)
-        self.report.count(sent.batch, sent.job.sequences)
+        if sent.batch.shape not in self.cost.shapes:
+            self.cost.shapes.add(sent.batch.shape)
+            self.cost.compile_seconds += time.perf_counter() - begin
+        self.cost.count(sent.batch, sent.job.sequences)
         return found
 
     def _fetch(
@@ -314,12 +274,11 @@ class Scorer:
         job = sent.job
         if found is not None:
             log_probs, is_greedy = map(np.asarray, found)
-            for index, slots in sent.slots.items():
-                place = (slots.row, slots.columns)
-                job.scores[index] = SequenceScores(log_probs[place], is_greedy[place])
+            for index, (row, columns) in sent.places.items():
+                job.scores[index] = SequenceScores(log_probs[row, columns], is_greedy[row, columns])
             job.waiting -= 1
             if on_scored:
-                on_scored(len(sent.slots))
+                on_scored(len(sent.places))
         if not job.waiting:
             yield job
 

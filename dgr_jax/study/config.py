@@ -8,7 +8,7 @@ from typing import Any
 from dgr_jax.errors import UserError
 from dgr_jax.generation.engine import Decoding
 from dgr_jax.tiny_world.alignment import SOURCES
-from dgr_jax.training.loop import SFTConfig
+from dgr_jax.training.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
     refine = {"scaffold", "attempts", "max_new_tokens"}
     _check("refine", config["refine"], refine, needed=refine)
     _check("decoding", config["decoding"], _names(Decoding))
-    _check("recipe", config["recipe"], _names(SFTConfig) - {"learning_rate", "steps", "seed", "compute_dtype"})
+    _check("recipe", config["recipe"], _names(Recipe) - {"learning_rate", "steps", "seed", "compute_dtype"})
     for field in ("samples_per_item", "batch_size"):
         if config[field] < 1:
             raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
@@ -93,14 +93,14 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
     return arms
 
 
-def recipe(config: Mapping[str, Any], arm: Arm) -> SFTConfig:
+def recipe(config: Mapping[str, Any], arm: Arm) -> Recipe:
     """How an arm is fine-tuned.
 
     Raises:
       UserError: a value that the recipe cannot have.
     """
     of_the_arm = {"learning_rate": arm.learning_rate, "steps": arm.steps, "seed": arm.seed}
-    return SFTConfig(**config["recipe"], **of_the_arm, compute_dtype=config["dtype"])
+    return Recipe(**config["recipe"], **of_the_arm, compute_dtype=config["dtype"])
 
 
 def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[Any]]) -> list[Arm]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import scipy.stats
 
 NOTICEABLE = 0.05
 """Differences of a rate up to this (5 points) are not called differences."""
@@ -109,15 +109,9 @@ def _before(runs: Iterable[Run]) -> dict[str, float]:
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rho with mean ranks for ties; None where one side does not vary."""
-    a, b = _ranks(np.asarray(x, float)), _ranks(np.asarray(y, float))
-    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+    if len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float(scipy.stats.spearmanr(x, y).statistic)
 
 
 @dataclasses.dataclass(frozen=True)

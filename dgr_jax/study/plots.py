@@ -1,21 +1,18 @@
 """The plots of a study's report, each a PNG file."""
 
-import io
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from etils import epath
 from matplotlib import pyplot as plt
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
+from dgr_jax.reports.figures import COLOURS, save
+from dgr_jax.run.files import read_json_lines
 
-_COLOURS = {"vanilla": "#c44e52", "DGR": "#4c72b0", "native": "#55a868", "base": "#777777"}
-_OTHER_COLOUR = "#8172b2"
+_COLOURS = dict(zip(("DGR", "vanilla", "native"), COLOURS, strict=False)) | {"base": "#777777"}
+_OTHER_COLOUR = COLOURS[3]
 _METRICS = {
     "reasoning_accuracy": "reasoning accuracy",
     "harmful_rate": "harmful rate",
@@ -63,15 +60,6 @@ def draw_all(
         save(_curves(results["runs"], folder), folder, "training_curves.png"),
         ("Training curves: loss per target token, one line per run."),
     )
-
-
-def save(figure: Any, folder: epath.Path, name: str) -> str:
-    """Writes a figure as PNG and closes it. Returns the file's name."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    (folder / name).write_bytes(drawn.getvalue())
-    return name
 
 
 def _colour(kind: str) -> str:
@@ -197,7 +185,7 @@ def _curves(runs: Sequence[Mapping[str, Any]], folder: epath.Path) -> Any:
     for run in runs:
         file = folder / "runs" / run["name"] / "metrics.jsonl"
         if file.exists():
-            steps = [json.loads(line) for line in file.read_text().split("\n") if line]
+            steps = read_json_lines(file)
             axis.plot(
                 [s["step"] + 1 for s in steps], [s["loss"] for s in steps],
                 color=_colour(run["kind"]), alpha=0.5, linewidth=1, label=run["kind"],

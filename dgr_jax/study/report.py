@@ -14,7 +14,7 @@ from etils import epath
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.reports.document import Picture, Section, Table, aligned, write_document
 from dgr_jax.statistics import rate
-from dgr_jax.study.study import findings, plots
+from dgr_jax.study import findings, plots
 
 _COLUMNS = (
     ("reasoning_accuracy", "reasoning"),

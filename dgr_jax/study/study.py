@@ -17,7 +17,7 @@ from etils import epath
 from dgr_jax.data.sources import deduplicate, load_source
 from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter, read_scaffold
-from dgr_jax.dgr.refine import RefineConfig, refine, summary_text
+from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
 from dgr_jax.dgr.request import read_template
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import Judge, load_judge
@@ -26,15 +26,17 @@ from dgr_jax.evaluation.suites import Suite, load_suite
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
 from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.folder import local_folder
+from dgr_jax.models.folder import fingerprint_model, local_folder
 from dgr_jax.models.weights import from_pretrained
-from dgr_jax.run.stage import Stage, fingerprint_model, fingerprint_rows, write_json
+from dgr_jax.run.files import fingerprint_records, write_json
+from dgr_jax.run.stage import Stage
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.statistics import bootstrap_ratio, rate
 from dgr_jax.study.config import Arm, read_arms, recipe
 from dgr_jax.tiny_world.alignment import problem_suite, request_suite, safety_rows
 from dgr_jax.tokens.chat import ChatFormat
-from dgr_jax.training.loop import DivergedError, train, training_sequences
+from dgr_jax.training.batches import training_sequences
+from dgr_jax.training.loop import DivergedError, train
 
 METRICS = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
 
@@ -55,7 +57,7 @@ class Study:
         self._decoding = Decoding(**config["decoding"])
         settings = config["refine"]
         self._scaffold = read_scaffold(settings["scaffold"])
-        self._refine_config = RefineConfig(
+        self._refine_config = RefineSettings(
             template=read_template(config["template"]),
             decoding=dataclasses.replace(self._decoding, max_new_tokens=settings["max_new_tokens"]),
             attempts=settings["attempts"],
@@ -172,7 +174,7 @@ class Study:
     def _run_base(self, model_name: str) -> dict[str, Any]:
         model, chat, fingerprint = self._model(model_name)
         arm = {"model": model_name, "kind": "base"}
-        prompts = fingerprint_rows(trace.to_dict() for trace in self._floor_rows())
+        prompts = fingerprint_records(trace.to_dict() for trace in self._floor_rows())
         stage = self._open(f"{model_name}_base", arm, prompts, fingerprint, seed=0)
         if not stage.finished:
             self._report(f"evaluating {model_name} before alignment")
@@ -187,7 +189,7 @@ class Study:
     def _run_arm(self, arm: Arm) -> dict[str, Any]:
         base, chat, fingerprint = self._model(arm.model)
         traces = self._arm_rows(arm)
-        rows = fingerprint_rows(t.to_dict() for t in traces)
+        rows = fingerprint_records(t.to_dict() for t in traces)
         stage = self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed)
         if not stage.finished:
             how = recipe(self.config, arm)
@@ -214,7 +216,7 @@ class Study:
             "judge": self._judge.fingerprint,
             "dtype": self.config["dtype"],
         }
-        suites = {s.name: fingerprint_rows(dataclasses.asdict(item) for item in s.items) for s in self._suites}
+        suites = {s.name: fingerprint_records(dataclasses.asdict(item) for item in s.items) for s in self._suites}
         inputs = suites | {"rows": rows}
         folder = self.folder / "runs" / name
         return Stage.open(folder, "study run", config=config, inputs=inputs, model=fingerprint, seed=seed)
@@ -266,7 +268,7 @@ class Study:
 
     def _shift_nll(self, model_name: str, traces: Sequence[Trace]) -> dict[str, Any]:
         """Nats per response token of some rows under a model before tuning; arms on the same rows share it."""
-        key = model_name, fingerprint_rows(trace.to_dict() for trace in traces)
+        key = model_name, fingerprint_records(trace.to_dict() for trace in traces)
         if key not in self._shift:
             model, chat, _ = self._model(model_name)
             scores = list(Scorer(model, chat).score(traces))

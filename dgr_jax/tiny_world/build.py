@@ -17,7 +17,9 @@ from dgr_jax.tiny_world import alignment, corpus
 from dgr_jax.tiny_world.tokenizer import END, PAD, build_tokenizer
 from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.packing import TokenSequence
-from dgr_jax.training.loop import SFTConfig, train, training_sequences
+from dgr_jax.training.batches import training_sequences
+from dgr_jax.training.loop import train
+from dgr_jax.training.recipe import Recipe
 
 REWRITE_TEMPLATE = ASSETS / "tiny_rewrite_prompt.txt"
 ROW_LENGTH = 192
@@ -27,7 +29,7 @@ _TOKENIZER_SEED = 1_000_003  # far from the seeds of training corpora
 
 
 @dataclasses.dataclass(frozen=True)
-class BuildConfig:
+class Build:
     """Size and training of tiny-lrm. The defaults are the model in `dgr_jax/assets/tiny_lrm`.
 
     Training has two courses. In the first (`steps`) each text that is rewritten keeps to one kind, and the model learns
@@ -70,7 +72,7 @@ def _training_data(documents: Iterator[Trace], wanted: int, chat: ChatFormat) ->
     return sequences[:wanted]
 
 
-def build(folder: pathlib.Path, work: pathlib.Path, config: BuildConfig) -> None:
+def build(folder: pathlib.Path, work: pathlib.Path, config: Build) -> None:
     """Trains the model and writes its Hugging Face folder, whole or not at all.
 
     Args:
@@ -100,7 +102,7 @@ def build(folder: pathlib.Path, work: pathlib.Path, config: BuildConfig) -> None
         max_positions=32_768,
         eos_token_ids=(end,),
     )
-    recipe = SFTConfig(
+    recipe = Recipe(
         learning_rate=config.learning_rate,
         steps=config.steps,
         batch_size=config.batch_size,

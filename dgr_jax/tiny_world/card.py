@@ -7,20 +7,20 @@ import random
 from collections.abc import Sequence
 
 from dgr_jax import ASSETS
+from dgr_jax.data.response import Response
 from dgr_jax.dgr.filter import ACCEPTED, RewriteFilter, read_scaffold
-from dgr_jax.dgr.refine import RefineConfig, refine
+from dgr_jax.dgr.refine import RefineSettings, refine
 from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.evaluation.graders import grade_number
 from dgr_jax.evaluation.judges import load_judge
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
-from dgr_jax.run.stage import write_atomically
+from dgr_jax.run.files import write_text
 from dgr_jax.statistics import Interval, wilson
 from dgr_jax.tiny_world import content
 from dgr_jax.tiny_world.alignment import SOURCES, problem_suite, request_suite, safety_rows
-from dgr_jax.tiny_world.build import REWRITE_TEMPLATE, ROW_LENGTH, BuildConfig
+from dgr_jax.tiny_world.build import REWRITE_TEMPLATE, ROW_LENGTH, Build
 from dgr_jax.tiny_world.corpus import draw_for_rewriting, rewriting
-from dgr_jax.tokens.chat import Response
 
 JUDGE = ASSETS / "tiny_judge.json"
 _SEED = 2_000_003  # far from the seeds of corpora, alignment data and studies
@@ -117,14 +117,14 @@ def _accepted_rewrites(sampler: Sampler) -> Measures:
     for source in SOURCES:
         rows = safety_rows(source, harmful=_ROWS, benign=0, seed=_SEED)
         for attempts in (1, 4):
-            config = RefineConfig(template, _SAMPLED, attempts=attempts, seed=_SEED)
+            config = RefineSettings(template, _SAMPLED, attempts=attempts, seed=_SEED)
             accepted = refine(rows, sampler, sampler.chat, row_filter, config).summary["outcomes"][ACCEPTED]
             label = f"harmful {source} rows with an accepted rewrite, {attempts} attempt" + "s" * (attempts > 1)
             found[label] = wilson(accepted, len(rows))
     return found
 
 
-def write_model_card(folder: pathlib.Path, config: BuildConfig) -> str:
+def write_model_card(folder: pathlib.Path, config: Build) -> str:
     """Measures the model and writes the card to README.md in its folder. Returns the card's table."""
     rows = [
         f"| {what} | {share.value:.3f} | {share.low:.3f} to {share.high:.3f} | {share.n} |"
@@ -156,5 +156,5 @@ with {decoding}, unless it says greedy):
 
 {table}
 """
-    write_atomically(folder / "README.md", card)
+    write_text(folder / "README.md", card)
     return table

@@ -1,6 +1,6 @@
 """Token sequences -> rows of fixed shape that a jitted function can take.
 
-Several sequences share a row; `Visibility` keeps them apart, positions restart at each, and a table of scored slots
+Several sequences share a row; `Visibility` keeps them apart, positions restart at each, and a table of targets
 says which hidden states are wanted, so that nothing else reaches the unembedding. Sequences that begin alike may share
 those tokens: each sees the common prefix and itself.
 """
@@ -9,13 +9,14 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import jax
 import numpy as np
 from dgr_kernels.attention import Visibility
 
 from dgr_jax.errors import UserError
+from dgr_jax.tokens.chat import Rendered
 from dgr_jax.tokens.prefixes import Group
 
 _Array = Any  # numpy's on the host, JAX's on a device
@@ -32,6 +33,11 @@ class TokenSequence:
 
     token_ids: np.ndarray
     scored: np.ndarray
+
+    @classmethod
+    def of_response(cls, rendered: Rendered) -> Self:
+        """A rendered trace with its response tokens (reasoning, answer and the end token) as targets."""
+        return cls(rendered.token_ids, np.arange(len(rendered.token_ids)) >= rendered.prompt[1])
 
     @functools.cached_property
     def target_positions(self) -> np.ndarray:
@@ -86,8 +92,7 @@ def _size(group: Group, sequences: Sequence[TokenSequence]) -> int:
     return group.prefix + sum(len(sequences[i].token_ids) - group.prefix for i in group.members)
 
 
-@dataclasses.dataclass(frozen=True)
-class Slots:
+class TargetPlaces(NamedTuple):
     """Where a sequence's targets lie in `PackedRows`.
 
     Attributes:
@@ -177,7 +182,7 @@ def _pieces(group: Group, lengths: Sequence[int], row_lengths: Sequence[int]) ->
 
 def fill_rows(
     sequences: Sequence[TokenSequence], layout: Sequence[Row], shape: tuple[int, int, int]
-) -> tuple[PackedRows, dict[int, Slots]]:
+) -> tuple[PackedRows, dict[int, TargetPlaces]]:
     """Lays sequences into rows.
 
     Args:
@@ -194,12 +199,12 @@ def fill_rows(
     visibility = Visibility(nothing(B, T), nothing(B, T), itself)
     weights = np.zeros((B, M), np.float32)
     rows = PackedRows(nothing(B, T), nothing(B, T), visibility, nothing(B, M), nothing(B, M), weights)
-    slots = {}
+    places = {}
     for number, content in enumerate(layout):
         row = _RowInProgress(rows, number)
         for group in content.groups:
-            slots |= row.add(sequences, group)
-    return rows, slots
+            places |= row.add(sequences, group)
+    return rows, places
 
 
 class _RowInProgress:
@@ -213,7 +218,7 @@ class _RowInProgress:
         self._rows, self._number = rows, number
         self.tokens = self.targets = 0
 
-    def add(self, sequences: Sequence[TokenSequence], group: Group) -> dict[int, Slots]:
+    def add(self, sequences: Sequence[TokenSequence], group: Group) -> dict[int, TargetPlaces]:
         """A group behind what is there already; where its members' targets are."""
         prefix, start = group.prefix, self.tokens
         common = sequences[group.members[0]].token_ids[:prefix]
@@ -221,16 +226,16 @@ class _RowInProgress:
         self._write(common, 0, (0, 0))
         in_common = self._want(start + shared - 1, common[shared])
         seen = (start, start + prefix) if prefix else (0, 0)
-        slots = {}
+        places = {}
         for index in group.members:
             ids, wanted = sequences[index].token_ids, sequences[index].target_positions
             own = wanted[wanted >= prefix]
             # The first token after the prefix is predicted by its last, any other by the one before it.
             predictors = np.where(own == prefix, seen[1] - 1, self.tokens - prefix + own - 1)
             columns = in_common[np.searchsorted(shared, wanted[wanted < prefix])]
-            slots[index] = Slots(self._number, np.concatenate([columns, self._want(predictors, ids[own])]))
+            places[index] = TargetPlaces(self._number, np.concatenate([columns, self._want(predictors, ids[own])]))
             self._write(ids[prefix:], prefix, seen)
-        return slots
+        return places
 
     def _write(self, ids: np.ndarray, first: int, prefix: tuple[int, int]) -> None:
         """Tokens of a sequence from its token `first` on, which see `prefix` and each other."""

@@ -1,10 +1,9 @@
 """Tokens as text for people."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # heavy, and scripts import this file before they parse flags
-    from dgr_jax.tokens.chat import ChatFormat
+from dgr_jax.tokens.chat import ChatFormat
 
 _WIDEST_CHARACTER = 4  # bytes of UTF-8, hence tokens
 
@@ -16,7 +15,7 @@ class Piece(NamedTuple):
     tokens: int
 
 
-def pieces(ids: Sequence[int], chat: "ChatFormat") -> Iterator[Piece]:
+def pieces(ids: Sequence[int], chat: ChatFormat) -> Iterator[Piece]:
     """The text of token ids, piece by piece, as it is: see `printable`."""
     pending: list[int] = []
     for id in ids:

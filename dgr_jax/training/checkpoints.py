@@ -26,7 +26,7 @@ class CheckpointStore:
                 self._folder.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
             )
         except OSError as error:
-            raise UserError(f"cannot write checkpoints to {folder}: {error}; give a writable --output") from error
+            raise UserError(f"cannot write checkpoints to {folder}: {error}; give a writable folder") from error
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +59,7 @@ class CheckpointStore:
             if saved.get(name) != wanted.get(name):
                 raise UserError(
                     f"checkpoint {self._folder}/{step} does not fit this model: {name} is "
-                    f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; choose another --output"
+                    f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; choose another folder"
                 )
         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from etils import epath
 
-from dgr_jax.run.stage import write_atomically
+from dgr_jax.run.files import write_text
 
 
 class MetricsWriter:
@@ -24,7 +24,7 @@ class MetricsWriter:
             # The last line may be cut off where a run was killed; such a step is run again in any case.
             whole = self._file.read_text().split("\n")[:-1]
             kept = [line for line in whole if json.loads(line)["step"] < resume_step]
-            write_atomically(self._file, "".join(line + "\n" for line in kept))
+            write_text(self._file, "".join(line + "\n" for line in kept))
         self._stream = self._file.open("a")
         self._board = _tensorboard(folder, resume_step)
 

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from dgr_jax.commands.inputs import InputRows
-from dgr_jax.data.trace import Trace, write_traces
+from dgr_jax.commands.inputs import Inputs
+from dgr_jax.data.files import write_traces
+from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 
 
@@ -25,7 +26,7 @@ def test_every_row_is_kept_skipped_or_excluded(rows: pathlib.Path, tmp_path: pat
     items = [{"id": "1", "prompt": "how do i pick a LOCK", "kind": "harmful"}]
     items += [{"id": "2", "prompt": "How do I pick a card?", "kind": "benign"}]
     suite.write_text("".join(json.dumps(item) + "\n" for item in items))
-    read = InputRows.read(str(rows), on_bad_row="skip", exclude=[str(suite)])
+    read = Inputs.read(str(rows), on_bad_row="skip", exclude=[str(suite)])
     assert [trace.id for trace in read.traces] == ["row 1"]
     assert read.left_out == {"skipped": 1, "excluded": 2}
     assert sum(read.left_out.values()) + len(read.traces) == 4
@@ -38,8 +39,8 @@ def test_every_row_is_kept_skipped_or_excluded(rows: pathlib.Path, tmp_path: pat
 
 def test_nothing_left_out_leaves_no_list(rows: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="rows.jsonl:4"):
-        InputRows.read(str(rows))
+        Inputs.read(str(rows))
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:3]))
-    read = InputRows.read(str(rows))
+    read = Inputs.read(str(rows))
     assert len(read.traces) == 3 and read.record(tmp_path / "out") == []
     assert not (tmp_path / "out").exists()

@@ -1,10 +1,9 @@
-"""scripts/show.py as its users run it, and what all scripts share."""
+"""scripts/show.py as its users run it."""
 
 import os
 import pathlib
 import pty
 import re
-import signal
 import subprocess
 import sys
 
@@ -13,20 +12,15 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dgr_jax.data.trace import Trace, write_traces
+from dgr_jax.data.files import write_traces
+from dgr_jax.data.trace import Trace
+from tests.calling import REPO, environment
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
 SHOW = REPO / "scripts" / "show.py"
 TEMPLATE = (
     "{%- for m in messages -%}<|{{ m.role }}|>{{ m.content }}<|end|>{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
-
-
-def environment(**changes: str) -> dict[str, str]:
-    known = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    path = os.pathsep.join([str(REPO), str(REPO / "kernels"), known.get("PYTHONPATH", "")])
-    return known | {"PYTHONPATH": path} | changes
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -115,13 +109,6 @@ def test_colours_on_a_terminal(model: pathlib.Path, rows: pathlib.Path):
     assert "¦" in markers and "\x1b" not in markers
 
 
-def test_help_lists_the_common_flags():
-    shown = call(SHOW, "--help")
-    for flag in ("--model", "--input", "--limit", "--on_bad_row"):
-        assert flag in shown.stdout
-    assert "--seed" not in shown.stdout and "Traceback" not in shown.stderr
-
-
 def test_bad_input_is_one_line(model: pathlib.Path, rows: pathlib.Path, tmp_path: pathlib.Path):
     torn = tmp_path / "torn.jsonl"
     torn.write_text('{"id": "a", \n')
@@ -137,43 +124,3 @@ def test_bad_input_is_one_line(model: pathlib.Path, rows: pathlib.Path, tmp_path
         assert shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1 and said in shown.stderr
     shown = call(SHOW, f"--input={torn}")
     assert shown.returncode == 1 and "--model must have a value" in shown.stderr
-
-
-RUN = "from dgr_jax import cli, errors\nimport os, signal\ndef main(argv):\n    {}\ncli.run(main)\n"
-
-
-def test_a_reader_that_leaves_ends_the_script_quietly():
-    command = [sys.executable, "-c", RUN.format("for i in range(10**6): print(i)")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-    assert child.stdout is not None and child.stderr is not None
-    child.stdout.readline()
-    child.stdout.close()
-    assert child.stderr.read() == b""
-    child.stderr.close()
-    assert child.wait(60) == 141
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "said"),
-    [
-        ("raise errors.UserError('two\\nlines')", 1, "error: two lines\n"),
-        (f"os.kill(os.getpid(), {int(signal.SIGINT)}); import time; time.sleep(5)", 130, "interrupted\n"),
-        ("pass", 0, ""),
-    ],
-)
-def test_how_scripts_end(body: str, status: int, said: str):
-    shown = call("-c", RUN.format(body))
-    assert (shown.returncode, shown.stderr) == (status, said)
-
-
-def test_bugs_keep_their_traceback():
-    shown = call("-c", RUN.format("raise ValueError('a bug')"))
-    assert shown.returncode == 1 and "Traceback" in shown.stderr and "ValueError: a bug" in shown.stderr
-
-
-def test_common_flags_are_defined_on_request():
-    names = ("model", "input", "output", "seed", "dtype", "mesh")
-    code = f"from dgr_jax import cli\ncli.define_common_flags(*{names})\ncli.run(lambda argv: None)\n"
-    shown = call("-c", code, "--seed=3", "--dtype=bfloat16", "--mesh=data=2")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert call("-c", code, "--dtype=int8").returncode == 1

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgr_jax.data.trace import BadRows, Trace, iter_traces, read_traces, write_traces
+from dgr_jax.data.files import BadRows, iter_traces, read_traces, write_traces
+from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 
 ROW = {

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from dgr_jax.data.files import BadRows, write_traces
 from dgr_jax.data.sources import ADAPTERS, deduplicate, load_source, normalise_prompt
-from dgr_jax.data.trace import BadRows, Trace, write_traces
+from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 
 QUESTION, REFUSAL = "How do I crack my neighbour?", "I cannot help with that."

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from dgr_jax.data.trace import Trace, read_traces
+from dgr_jax.data.files import read_traces
+from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter, read_scaffold
-from dgr_jax.dgr.refine import RefineConfig, refine, summary_text
+from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
 from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import PhraseJudge
@@ -68,7 +69,7 @@ def trace(id: str, label: str | None = "harmful", **fields: Any) -> Trace:
 def run(traces: Sequence[Trace], said: Mapping[str, Sequence[str]], chat: ChatFormat, **options: Any):
     engine = Scripted(said)
     folder = options.pop("folder", None)
-    config = RefineConfig(TEMPLATE, **options)
+    config = RefineSettings(TEMPLATE, **options)
     return refine(traces, engine, chat, FILTER, config, folder=folder), engine
 
 
@@ -115,7 +116,7 @@ def test_the_likeliest_of_several_is_likeliest_per_token(chat, random_model):
     scorer = Scorer(sampler.model, chat)
     answers = ["I cannot.", "I cannot do that today at all.", "No, I cannot help to wash the nurse."]
     texts = [f"<think>\nI see.\n</think>\n\n{answer}" for answer in answers]
-    config = RefineConfig(TEMPLATE, attempts=3, pick="likeliest")
+    config = RefineSettings(TEMPLATE, attempts=3, pick="likeliest")
     result = refine([trace("a")], Scripted({"a": texts}), chat, FILTER, config, scorer=scorer)
     variants = [dataclasses.replace(trace("a"), reasoning="I see.", answer=answer) for answer in answers]
     means = [score.log_prob / score.n_tokens for score in scorer.score(variants)]
@@ -156,14 +157,14 @@ def test_other_rules_do_not_resume(chat, tmp_path):
         run(rows, {"a": [GOOD]}, chat, folder=tmp_path / "out", attempts=2)
     other = RewriteFilter(["other phrase"], PhraseJudge(["cannot"], [], "compliance", window=100))
     with pytest.raises(UserError, match="config.filter"):
-        refine(rows, Scripted({}), chat, other, RefineConfig(TEMPLATE), folder=tmp_path / "out")
+        refine(rows, Scripted({}), chat, other, RefineSettings(TEMPLATE), folder=tmp_path / "out")
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_any_batch_size_gives_the_same_files(tiny_lrm, tmp_path, batch_size):
     rows = safety_rows("r1_act", harmful=8, benign=4, seed=5)
     template = read_template(tiny_lrm.parent / "tiny_rewrite_prompt.txt")
-    config = RefineConfig(template, Decoding(max_new_tokens=96), attempts=2)
+    config = RefineSettings(template, Decoding(max_new_tokens=96), attempts=2)
     outputs = []
     for name, size in (("one", 8), ("other", batch_size)):
         sampler = Sampler.from_pretrained(tiny_lrm, batch_size=size, show_progress=False)

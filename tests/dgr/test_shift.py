@@ -16,8 +16,8 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgr_jax.commands import old as commands
-from dgr_jax.data.trace import Trace, write_traces
+from dgr_jax.data.files import write_traces
+from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.shift import (
     FEWEST_TRACES,
     POSITIONS,
@@ -31,6 +31,7 @@ from dgr_jax.dgr.shift import (
 from dgr_jax.errors import UserError
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tokens.chat import ChatFormat
+from tests.calling import call_here
 from tests.scoring.cases import draw_traces
 
 V = 50
@@ -234,9 +235,9 @@ def run(tmp_path_factory, random_model, sets):
         write_traces(folder / f"{name}.jsonl", traces)
 
     def again(**options: Any) -> str:
-        sources = [str(folder / f"{name}.jsonl") for name in sets]
-        given = {"model": str(random_model), "sources": sources, "output": str(folder / "run"), "tokens_per_batch": 512}
-        return commands.shift(**given | options)
+        inputs = ",".join(str(folder / f"{name}.jsonl") for name in sets)
+        given = {"model": random_model, "inputs": inputs, "output": folder / "run", "tokens_per_batch": 512}
+        return call_here("shift", **given | options)
 
     return folder / "run", again, again()
 
@@ -256,8 +257,8 @@ def test_small_and_odd_sets_have_a_report(tmp_path, random_model, count: int, ch
     rows = [dataclasses.replace(t, **changes) for t in draw_traces(count, 1)]
     write_traces(tmp_path / "odd.jsonl", rows)
     write_traces(tmp_path / "even.jsonl", rows)
-    sources = [str(tmp_path / f"{name}.jsonl") for name in ("odd", "even")]
-    said = commands.shift(model=str(random_model), sources=sources, output=str(tmp_path / "run"), **options)
+    inputs = f"{tmp_path}/odd.jsonl,{tmp_path}/even.jsonl"
+    said = call_here("shift", model=random_model, inputs=inputs, output=tmp_path / "run", **options)
     text = (tmp_path / "run" / "report.md").read_text()
     assert f"report: {tmp_path}/run/report.html" in said and "nan" not in said + text
     found = json.loads((tmp_path / "run" / "shift.json").read_text(), parse_constant=pytest.fail)
@@ -265,23 +266,23 @@ def test_small_and_odd_sets_have_a_report(tmp_path, random_model, count: int, ch
     assert f"| odd, more than 20 tokens | {count} traces, cut off there |" in text or not options
     assert found["pairs"][0]["matched"] == count
     assert all(d["higher"] == d["lower"] == 0 for d in found["pairs"][0]["differences"])
-    commands.shift(model=str(random_model), sources=sources, output=str(tmp_path / "run"), **options)
+    call_here("shift", model=random_model, inputs=inputs, output=tmp_path / "run", **options)
 
 
 def test_how_many_were_long_does_not_depend_on_what_was_interrupted(tmp_path, random_model):
     write_traces(tmp_path / "rows.jsonl", draw_traces(9, 2))
     given: dict[str, Any] = {
-        "model": str(random_model), "sources": [str(tmp_path / "rows.jsonl")], "output": str(tmp_path / "run"),
-        "max_length": 30, "on_long": "roll", "rows_per_shard": 4,
+        "model": random_model, "inputs": tmp_path / "rows.jsonl", "output": tmp_path / "run",
+        "max_length": 30, "on_long": "roll", "traces_per_shard": 4,
     }  # fmt: skip
-    said = commands.shift(**given)
+    said = call_here("shift", **given)
     text = (tmp_path / "run" / "report.md").read_text()
     assert "rows, more than 30 tokens" in text
     (tmp_path / "run" / "scored" / "rows" / "scores" / "000001.jsonl").unlink()
-    assert commands.shift(**given) == said
+    assert call_here("shift", **given) == said
     manifest = tmp_path / "run" / "scored" / "rows" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
-    assert commands.shift(**given) == said
+    assert call_here("shift", **given) == said
     assert (tmp_path / "run" / "report.md").read_text() == text
 
 
@@ -292,7 +293,7 @@ def test_a_model_that_says_nothing_finite_is_named_with_its_trace(tmp_path, rand
     safetensors.numpy.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_traces(tmp_path / "rows.jsonl", draw_traces(3))
     with pytest.raises(UserError, match="trace 't0': its log-probability is nan: the model's weights are damaged"):
-        commands.shift(model=str(folder), sources=[str(tmp_path / "rows.jsonl")], output=str(tmp_path / "run"))
+        call_here("shift", model=folder, inputs=tmp_path / "rows.jsonl", output=tmp_path / "run")
     assert not list((tmp_path / "run").rglob("0*.jsonl"))
 
 
@@ -367,7 +368,7 @@ def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_pat
     empty.write_text("")
     with pytest.raises(UserError, match=r"empty.jsonl: there is nothing to score"):
         again(sources=[str(empty)])
-    with pytest.raises(UserError, match="--inputs names no sources"):
+    with pytest.raises(UserError, match="`inputs` names no sources"):
         again(sources=[])
     with pytest.raises(UserError, match="config.max_length was 32768 and is now 50; choose another --output"):
         again(max_length=50)

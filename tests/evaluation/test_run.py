@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from dgr_jax.data.response import Response, split_response
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import PhraseJudge
 from dgr_jax.evaluation.run import evaluate, summary_table
 from dgr_jax.evaluation.suites import Item, Kind, Suite
 from dgr_jax.generation.engine import Completion, Decoding, Request
 from dgr_jax.statistics import proportion, wilson
-from dgr_jax.tokens.chat import ChatFormat, Response, split_response
+from dgr_jax.tokens.chat import ChatFormat
 
 JUDGE = PhraseJudge(["i cannot"], [r"\bsure\b"], "other", window=100)
 DECODING = Decoding(max_new_tokens=7)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dgr_jax.generation import sampler as sampling
+from dgr_jax.generation.decode import pick_tokens
 from dgr_jax.generation.engine import Decoding, Request
-from dgr_jax.generation.sampler import Sampler, pick_tokens
+from dgr_jax.generation.sampler import Sampler
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tokens.packing import TokenSequence
 

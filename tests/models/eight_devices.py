@@ -19,7 +19,9 @@ from dgr_jax.models.sharding import make_mesh
 from dgr_jax.models.weights import from_pretrained, save_pretrained
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tiny_world.alignment import safety_rows
-from dgr_jax.training.loop import SFTConfig, train, training_sequences
+from dgr_jax.training.batches import training_sequences
+from dgr_jax.training.loop import train
+from dgr_jax.training.recipe import Recipe
 
 MESHES = (None, "auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
 ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
@@ -61,12 +63,12 @@ def continuations() -> list[Trace]:
 
 def losses(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> list[float]:
     """Two runs into one folder: the second goes on from the first one's checkpoint, on the mesh."""
-    config = SFTConfig(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
+    config = Recipe(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
     sequences = training_sequences(ROWS, chat, config.row_length)
     history = []
     for steps in (2, 4):
         # A constant rate, so that both runs have one schedule.
-        run = SFTConfig(**{**vars(config), "steps": steps, "final_fraction": 1.0})
+        run = Recipe(**{**vars(config), "steps": steps, "final_fraction": 1.0})
         history += train(from_pretrained(model, mesh=mesh), sequences, run, mesh=mesh, folder=folder).history
     assert [row["step"] for row in history] == [0, 1, 2, 3]
     return [row["loss"] for row in history]

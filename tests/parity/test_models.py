@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from dgr_kernels.attention import Visibility
 
-from dgr_jax.commands import old as commands
-from dgr_jax.data.trace import write_traces
+from dgr_jax.data.files import write_traces
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
 from dgr_jax.models.config import Llama3Scaling, ModelConfig
@@ -20,6 +19,7 @@ from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.models.weights import from_pretrained, save_pretrained
 from dgr_jax.tiny_world.alignment import problem_suite, safety_rows
+from tests.calling import call_here
 
 pytestmark = pytest.mark.parity
 POSITIONS = 4096
@@ -197,9 +197,8 @@ def test_token_scores_are_transformers_log_softmax(torch, tmp_path, tiny_lrm):
     import transformers
 
     write_traces(tmp_path / "rows.jsonl", safety_rows("r1_act", harmful=12, benign=4, seed=2))
-    commands.score(
-        model=str(tiny_lrm), source=str(tmp_path / "rows.jsonl"), output=str(tmp_path / "scores"), keep_tokens=True
-    )
+    given = {"model": tiny_lrm, "input": tmp_path / "rows.jsonl", "output": tmp_path / "scores"}
+    call_here("score", **given, token_scores=True)
     # In float64, which is right; transformers in float32 is itself up to 4e-5 away from it on these rows.
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lrm, dtype=torch.float64)
     records = [json.loads(line) for line in (tmp_path / "scores" / "scores" / "000000.jsonl").read_text().splitlines()]

@@ -1,7 +1,6 @@
 """Two processes with four devices each give what one gives, and one of them writes."""
 
 import json
-import os
 import pathlib
 import resource
 import socket
@@ -12,21 +11,21 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dgr_jax.commands import old as commands
-from dgr_jax.data.trace import write_traces
+from dgr_jax.data.files import write_traces
 from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
+from tests.calling import REPO, call_here, environment
+from tests.calling import arguments as as_flags
 from tests.scoring.cases import draw_traces
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
-ROWS, PER_SHARD = 40, 16
+TRACES, PER_SHARD = 40, 16
 MESH = "data=2,fsdp=2,tensor=2"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> pathlib.Path:
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    write_traces(file, draw_traces(ROWS, 0, prompts=5))
+    write_traces(file, draw_traces(TRACES, 0, prompts=5))
     return file
 
 
@@ -57,12 +56,11 @@ def on_two_hosts(
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{REPO}:{REPO / 'kernels'}"}
     port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, str(REPO / "scripts" / f"{script}.py"), *arguments, f"--hosts=localhost:{port},2,{index}"],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment(XLA_FLAGS=flags), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=None if index else limit,
         )
         for index, arguments in enumerate((first, second))
@@ -93,10 +91,10 @@ def arguments(tmp_path, random_model, source) -> Callable[..., list[str]]:
 
     def make(host: str, **changes: object) -> list[str]:
         given: dict[str, object] = {
-            "model": random_model, "input": source, "mesh": MESH, "rows_per_shard": PER_SHARD, "tokens_per_batch": 512,
+            "model": random_model, "input": source, "mesh": MESH, "traces_per_shard": PER_SHARD, "tokens_per_batch": 512,
             "output": tmp_path / host,
         } | changes  # fmt: skip
-        return [f"--{name}={value}" for name, value in given.items() if value is not None]
+        return as_flags(given)
 
     return make
 
@@ -105,15 +103,15 @@ def test_two_hosts_score_what_one_does_and_the_first_writes(tmp_path, arguments,
     given = [arguments(host, token_scores=True) for host in ("first", "second")]
     first, second = on_two_hosts("score", *given)
     assert (first.status, second.status) == (0, 0), first.err + second.err
-    assert first.since(f"{ROWS} traces scored\n") == second.since(f"{ROWS} traces scored\n")
+    assert first.since(f"{TRACES} traces scored\n") == second.since(f"{TRACES} traces scored\n")
     assert not (tmp_path / "second").exists()
     manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
     assert manifest["finished"] and manifest["device"].startswith("8 x cpu")
     assert manifest["throughput"]["shared"] > 0
 
-    commands.score(
-        model=str(random_model), source=str(source), output=str(tmp_path / "alone"), rows_per_shard=PER_SHARD,
-        tokens_per_batch=512, keep_tokens=True,
+    call_here(
+        "score", model=random_model, input=source, output=tmp_path / "alone", traces_per_shard=PER_SHARD,
+        tokens_per_batch=512, token_scores=True,
     )  # fmt: skip
     for here, alone in zip(records(tmp_path / "first"), records(tmp_path / "alone"), strict=True):
         assert (here["id"], here["token_ids"]) == (alone["id"], alone["token_ids"])
@@ -141,7 +139,7 @@ def test_what_goes_wrong_at_the_writer_ends_all(tmp_path, arguments):
     for host in on_two_hosts("score", arguments("first", output=tmp_path / "file" / "run"), arguments("second")):
         assert host.status == 1 and "scored" not in host.out and "Traceback" not in host.err
         file = tmp_path / "file" / "run" / "manifest.json"
-        assert host.error == f"cannot write {file}: Not a directory; give a writable --output"
+        assert host.error == f"cannot write {file}: Not a directory; give a writable folder"
     assert not (tmp_path / "second").exists()
 
 
@@ -165,7 +163,7 @@ def test_a_host_that_fails_alone_takes_the_other_with_it(tmp_path, arguments):
     """The first's disk fills up while the second waits for its part of a batch."""
     given = [arguments(host, token_scores=True) for host in ("first", "second")]
     first, second = on_two_hosts("score", *given, largest_file=4000)
-    assert first.status == 1 and "File too large; give a writable --output" in first.error
+    assert first.status == 1 and "File too large; give a writable folder" in first.error
     assert second.status != 0 and "traces scored" not in second.out
 
 

@@ -13,15 +13,10 @@ import pytest
 from etils import epath
 
 from dgr_jax.errors import UserError
+from dgr_jax.models.folder import fingerprint_model
 from dgr_jax.run import stage
-from dgr_jax.run.stage import (
-    Stage,
-    fingerprint_file,
-    fingerprint_model,
-    fingerprint_rows,
-    write_atomically,
-    write_json,
-)
+from dgr_jax.run.files import fingerprint_file, fingerprint_records, write_json, write_text
+from dgr_jax.run.stage import Stage
 
 ASKED: dict[str, Any] = {
     "config": {"decoding": {"top_p": 0.95, "temperature": 0.6}, "attempts": 1},
@@ -125,9 +120,9 @@ def test_json_is_written_as_it_is_read(tmp_path: pathlib.Path):
 
 KILLED_WRITER = """
 import sys
-from dgr_jax.run.stage import write_atomically
+from dgr_jax.run.files import write_text
 for number in range(10**6):
-    write_atomically(sys.argv[1], (str(number) + "\\n") * 200_000)
+    write_text(sys.argv[1], (str(number) + "\\n") * 200_000)
     print(flush=True)
 """
 
@@ -187,8 +182,8 @@ def test_a_model_is_known_by_every_file_of_it(tmp_path: pathlib.Path, random_mod
 
 def test_fingerprints_of_rows_and_files(tmp_path: pathlib.Path):
     rows = [{"id": "a", "n": 1}, {"id": "ß"}]
-    assert fingerprint_rows(rows) == fingerprint_rows(iter([{"n": 1, "id": "a"}, {"id": "ß"}]))
-    assert len({fingerprint_rows(r) for r in (rows, rows[::-1], rows[:1], [])}) == 4
+    assert fingerprint_records(rows) == fingerprint_records(iter([{"n": 1, "id": "a"}, {"id": "ß"}]))
+    assert len({fingerprint_records(r) for r in (rows, rows[::-1], rows[:1], [])}) == 4
     (tmp_path / "x").write_bytes(b"abc")
     assert fingerprint_file(tmp_path / "x").startswith("ba7816bf8f01cfea")
 
@@ -202,9 +197,9 @@ def test_writers_of_two_processes_do_not_share_a_name(tmp_path: pathlib.Path, mo
         return replace(self, target)
 
     monkeypatch.setattr(type(epath.Path(tmp_path)), "replace", note)
-    write_atomically(tmp_path / "x", "1")
+    write_text(tmp_path / "x", "1")
     monkeypatch.setattr(stage.os, "getpid", lambda: 1)
-    write_atomically(tmp_path / "x", "2")
+    write_text(tmp_path / "x", "2")
     assert len(set(seen)) == 2 and str(os.getpid()) != seen[0] and (tmp_path / "x").read_text() == "2"
 
 

@@ -1,7 +1,6 @@
 """The scoring command: kills, damaged shards, bad input, full disks; in the end every id once, with its number."""
 
 import json
-import os
 import pathlib
 import random
 import resource
@@ -13,20 +12,19 @@ from typing import Any
 
 import pytest
 
-from dgr_jax.commands import old as commands
-from dgr_jax.data.trace import read_traces, write_traces
+from dgr_jax.data.files import read_traces, write_traces
 from dgr_jax.errors import UserError
 from dgr_jax.scoring.scorer import Scorer
+from tests.calling import QUICK, REPO, arguments, call_here, environment
 from tests.scoring.cases import draw_traces
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
-ROWS, PER_SHARD = 60, 7
+TRACES, PER_SHARD = 60, 7
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> pathlib.Path:
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    write_traces(file, draw_traces(ROWS, 0, prompts=5))
+    write_traces(file, draw_traces(TRACES, 0, prompts=5))
     return file
 
 
@@ -36,16 +34,17 @@ def expected(random_model, source) -> dict[str, float]:
     return {score.id: score.log_prob / score.n_tokens for score in scorer.score(read_traces(source))}
 
 
-def command(model: pathlib.Path, source: pathlib.Path, output: pathlib.Path, *more: str) -> list[str]:
-    return [
-        sys.executable, str(REPO / "scripts" / "score.py"), f"--model={model}", f"--input={source}",
-        f"--output={output}", f"--rows_per_shard={PER_SHARD}", "--tokens_per_batch=512", *more,
-    ]  # fmt: skip
+def flags(model: pathlib.Path, source: pathlib.Path, output: pathlib.Path, **more: Any) -> dict[str, Any]:
+    small = {"traces_per_shard": PER_SHARD, "tokens_per_batch": 512}
+    return {"model": model, "input": source, "output": output, **small, **more}
 
 
-def run(model, source, output, **options: Any) -> str:
-    given: dict[str, Any] = {"rows_per_shard": PER_SHARD, "tokens_per_batch": 512, **options}
-    return commands.score(model=str(model), source=str(source), output=str(output), **given)
+def command(*places: pathlib.Path, **more: Any) -> list[str]:
+    return [sys.executable, str(REPO / "scripts" / "score.py"), *arguments(flags(*places, **more))]
+
+
+def run(*places: pathlib.Path, **more: Any) -> str:
+    return call_here("score", **flags(*places, **more))
 
 
 def check(output: pathlib.Path, expected: dict[str, float]) -> None:
@@ -61,10 +60,10 @@ def check(output: pathlib.Path, expected: dict[str, float]) -> None:
 def test_killed_at_random_moments_it_ends_with_every_row_once(tmp_path, random_model, source, expected):
     """SIGKILL after any time from start-up to the end; a row that a shard holds is not scored again."""
     rng, output, killed, most = random.Random(0), tmp_path / "run", 0, 0
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": f"{REPO}:{REPO / 'kernels'}"}
-    environment = os.environ | quick
     while True:
-        process = subprocess.Popen(command(random_model, source, output), env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(random_model, source, output), env=environment(**QUICK), stdout=subprocess.DEVNULL
+        )
         present = len(list((output / "scores").glob("0*"))) if output.exists() else 0
         assert present >= most
         most = present
@@ -79,7 +78,7 @@ def test_killed_at_random_moments_it_ends_with_every_row_once(tmp_path, random_m
         process.wait()
         killed += 1
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["finished"] and manifest["counts"]["rows"] == ROWS
+    assert manifest["finished"] and manifest["counts"]["traces"] == TRACES
     check(output, expected)
 
 
@@ -112,7 +111,7 @@ def test_a_damaged_shard_is_done_again_and_nothing_else(
 
 def test_sharing_is_reported_and_can_be_switched_off(tmp_path, random_model, source, expected):
     shared, apart = (
-        run(random_model, source, tmp_path / str(share), share_prefixes=share, rows_per_shard=1024)
+        run(random_model, source, tmp_path / str(share), share_prefixes=share, traces_per_shard=1024)
         for share in (True, False)
     )
     assert "shared prefixes saved 0.0% of them" in apart and "shared prefixes saved 0.0%" not in shared
@@ -128,12 +127,12 @@ def test_parquet_and_workers_give_the_same(tmp_path, random_model, source, expec
 
 
 def test_long_traces_are_counted(tmp_path, random_model, source):
-    with pytest.raises(UserError, match="more than --max_length=100; raise it, drop the trace, or choose --on_long="):
+    with pytest.raises(UserError, match="more than `max_length`=100; raise it, drop the trace, or set `on_long`"):
         run(random_model, source, tmp_path / "run", max_length=100)
     for choice in ("truncate", "roll"):
         said = run(random_model, source, tmp_path / choice, max_length=100, on_long=choice)
         (line,) = [line for line in said.split("\n") if "longer than" in line]
-        assert 0 < int(line.split()[0]) < ROWS
+        assert 0 < int(line.split()[0]) < TRACES
     with pytest.raises(UserError, match='config.on_long was "truncate" and is now "roll"'):
         run(random_model, source, tmp_path / "truncate", max_length=100, on_long="roll")
 
@@ -154,18 +153,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, random_model, sourc
     """A limit on the size of files stands for the disk: the first shard fits, a larger one does not."""
     output = tmp_path / "run"
     files = pathlib.Path(tmp_path / "sizes")
-    run(random_model, source, files, keep_tokens=True)
+    run(random_model, source, files, token_scores=True)
     sizes = [f.stat().st_size for f in sorted((files / "scores").iterdir())]
     first_larger = next(i for i, size in enumerate(sizes) if size > sizes[0])
     limit = max(sizes[:first_larger])
     assert (files / "manifest.json").stat().st_size < limit < sizes[first_larger]
     done = subprocess.run(
-        command(random_model, source, output, "--token_scores"), capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": f"{REPO}:{REPO / 'kernels'}"},
+        command(random_model, source, output, token_scores=True), capture_output=True, text=True, timeout=300,
+        env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: cannot write {output}/scores/") and "give a writable --output" in done.stderr
+    assert done.stderr.startswith(f"error: cannot write {output}/scores/") and "give a writable folder" in done.stderr
     assert len(list((output / "scores").iterdir())) == first_larger
-    run(random_model, source, output, keep_tokens=True)
+    run(random_model, source, output, token_scores=True)
     check(output, expected)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dgr_jax.data.response import Response, split_response
 from dgr_jax.data.sources import load_source
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
-from dgr_jax.tokens.chat import ChatFormat, Response, split_response
+from dgr_jax.tokens.chat import ChatFormat
 
 TEMPLATE = """\
 {%- for m in messages -%}{%- if m.role == 'assistant' -%}

@@ -20,9 +20,11 @@ from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tiny_world.alignment import safety_rows
 from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.packing import TokenSequence
-from dgr_jax.training.loop import BatchPlan, SFTConfig, learning_rate, train, training_sequences
+from dgr_jax.training.batches import BatchPlan, training_sequences
+from dgr_jax.training.loop import train
+from dgr_jax.training.recipe import Recipe, learning_rate
 
-CONFIG = SFTConfig(learning_rate=3e-3, steps=6, batch_size=4, row_length=256, warmup_fraction=0.3, seed=1)
+CONFIG = Recipe(learning_rate=3e-3, steps=6, batch_size=4, row_length=256, warmup_fraction=0.3, seed=1)
 ROWS = safety_rows("r1_act", harmful=10, benign=5, seed=0)
 
 
@@ -33,7 +35,7 @@ def sequences(random_model) -> list[TokenSequence]:
 
 def tune(random_model, sequences, **changes):
     folder = changes.pop("folder", None)
-    config = SFTConfig(**{**vars(CONFIG), **changes})
+    config = Recipe(**{**vars(CONFIG), **changes})
     return train(from_pretrained(random_model), sequences, config, folder=folder)
 
 
@@ -60,7 +62,7 @@ def test_a_step_is_optax_adamw_with_clipping(random_model, sequences):
     """One step by hand: gradient of the mean loss, clipped, AdamW without decay on norms."""
     from dgr_jax.training.loop import loss_sum
 
-    config = SFTConfig(**{**vars(CONFIG), "steps": 1, "weight_decay": 0.1, "clip_norm": 0.05, "warmup_fraction": 0.0})
+    config = Recipe(**{**vars(CONFIG), "steps": 1, "weight_decay": 0.1, "clip_norm": 0.05, "warmup_fraction": 0.0})
     start = from_pretrained(random_model)
     rows = jax.tree.map(lambda x: jnp.asarray(x[0]), BatchPlan(sequences, config)[0])
     gradient = jax.jit(jax.grad(lambda m: loss_sum(m, rows) / rows.weights.sum()))(start)
@@ -85,7 +87,7 @@ def test_pure_bfloat16_trains(random_model, sequences):
 
 
 def test_the_schedule():
-    config = SFTConfig(learning_rate=2.0, warmup_fraction=0.1, final_fraction=0.1)
+    config = Recipe(learning_rate=2.0, warmup_fraction=0.1, final_fraction=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == 2.0 and rates[55] == pytest.approx(0.1 * 2 + 0.9 * 2 * 0.5)
@@ -93,7 +95,7 @@ def test_the_schedule():
 
 
 def test_every_trace_is_seen_once_per_epoch(sequences):
-    plan = BatchPlan(sequences, SFTConfig(epochs=4, batch_size=6, row_length=256))
+    plan = BatchPlan(sequences, Recipe(epochs=4, batch_size=6, row_length=256))
     assert plan.steps == math.ceil(15 * 4 / 6)
     seen = [id(member) for step in range(plan.steps) for member in plan._layout(step)[0]]
     for epoch in range(4):
@@ -106,7 +108,7 @@ def test_a_run_has_few_shapes_and_little_padding(accumulation, row_multiple):
     rng = np.random.default_rng(0)
     lengths = [int(n) for n in rng.integers(20, 190, 960)]
     sequences = [TokenSequence(np.ones(n, np.int32), np.arange(n) >= n // 2) for n in lengths]
-    config = SFTConfig(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
+    config = Recipe(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
     plan = BatchPlan(sequences, config, row_multiple)
     shapes = [plan[step].tokens.shape for step in range(plan.steps)]
     assert len(set(shapes)) <= 8 and {shape[0] for shape in shapes} == {accumulation}
@@ -203,4 +205,4 @@ def test_nothing_to_train_on():
 )
 def test_a_recipe_refuses_what_it_cannot_do(field, value, wanted):
     with pytest.raises(UserError, match=f"recipe: {field}=.*; give {wanted}"):
-        SFTConfig(**{field: value})
+        Recipe(**{field: value})

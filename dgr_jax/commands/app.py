@@ -1,0 +1,121 @@
+"""How a command runs: its help, its flags, its output, and how an error reaches the shell.
+
+A command is a module of this folder. Its docstring is the help, `define(given)` defines its flags, and `main(given)`,
+called with the parsed ones, returns what is printed at the end.
+"""
+
+import importlib
+import os
+import re
+import sys
+from types import ModuleType
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from dgr_jax.errors import UserError
+
+flags.disclaim_key_flags()  # the flags of a command are the script's own, so that --help lists them
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell reports SIGINT."""
+BROKEN_PIPE = 141
+"""Exit status when the reader of our output left (`| head`), as a shell reports SIGPIPE."""
+_CONFIG_ERRORS = (AttributeError, KeyError, OSError)
+"""Errors that ml_collections raises for a config file, or an override, that there is not."""
+
+
+def run(name: str) -> None:
+    """Parses the command line, runs a command of this folder and exits.
+
+    A `UserError` becomes "error: ..." on standard error and status 1; Ctrl-C becomes status 130; a reader that leaves
+    ends the script quietly. Any other exception is a bug and keeps its traceback.
+    """
+    command = importlib.import_module(f"dgr_jax.commands.{name}")
+    sys.modules["__main__"].__doc__ = command.__doc__  # which absl shows as help
+    try:
+        command.define(flags.FLAGS)
+    except _CONFIG_ERRORS as error:  # overrides of a default config are looked at before flags are parsed
+        _refuse_config(error)
+    flags.adopt_module_key_flags(command)
+
+    def alone_or_joined(argv: list[str]) -> None:
+        try:
+            _guarded(command, argv)
+        except BaseException as error:
+            if _given("hosts") is not None:
+                from dgr_jax.run import hosts
+
+                hosts.abandon(error)
+            raise
+
+    # absl would switch on INFO, and with it pages of Orbax; --verbosity=0 still does.
+    logging.set_verbosity(logging.WARNING)
+    app.run(alone_or_joined, flags_parser=_parse_flags)
+
+
+def _guarded(command: ModuleType, argv: list[str]) -> None:
+    try:
+        if len(argv) > 1:
+            raise UserError(f"argument {argv[1]!r} is not a flag; flags are written --name=value, see --help")
+        if _given("hosts") is not None:  # before anything asks for a device
+            from dgr_jax.run import hosts
+
+            hosts.join(_given("hosts"))
+        print(command.main(flags.FLAGS))
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(in_flags(str(error), flags.FLAGS))
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        _fail("gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'")
+    except NotImplementedError as error:
+        if not _given("implementation"):
+            raise
+        _fail(f"--implementation: {error}")  # a named kernel says what it cannot serve
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # What is left in the buffer would fail once more when Python closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def in_flags(message: str, given: flags.FlagValues) -> str:
+    """A message with the settings that it names in backticks as the flags of a command."""
+
+    def flag(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name in given:
+            return f"--{name}"
+        return f"--config.{name}" if "config" in given and name in (given["config"].value or ()) else found.group()
+
+    return re.sub(r"`(\w+)`", flag, message)
+
+
+def _given(name: str) -> Any:
+    """Value of a flag that this command may not have."""
+    return flags.FLAGS[name].value if name in flags.FLAGS else None
+
+
+def _fail(message: str) -> NoReturn:
+    print("error:", " ".join(message.split("\n")), file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except _CONFIG_ERRORS as error:
+        _refuse_config(error)
+
+
+def _refuse_config(error: Exception) -> NoReturn:
+    text = str(error)
+    if not isinstance(error, OSError):
+        while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
+            error = error.args[0]
+        text = f"no such field: {error.args[0]} (the config file names them all)"
+    _fail(f"--config: {' '.join(text.replace('\\n', ' ').split())}")

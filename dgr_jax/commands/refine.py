@@ -1,0 +1,58 @@
+"""DGR: lets the target model rewrite safety traces in its own voice; one whose rewrite fails keeps its original.
+
+python scripts/refine.py --model=DIR --input=star1:star1.json --output=runs/refined
+"""
+
+from absl.flags import FlagValues
+
+from dgr_jax.commands import flags
+
+
+def define(given: FlagValues) -> None:
+    """The command's flags."""
+    flags.define(
+        given,
+        "model input output seed dtype mesh implementation on_bad_row exclude judge",
+        flags.GENERATION,
+        required="model input output",
+        template=flags.text(None, "Rewrite request: a text file with {prompt}, {reasoning}, {answer}."),
+        scaffold=flags.text(None, "JSON list of phrases that a rewrite must not contain."),
+        attempts=flags.whole(1, "Rewrites tried per trace.", 1),
+        pick=flags.choice("first", ["first", "likeliest"], "Which accepted attempt to take."),
+        on_reject=flags.choice("fallback", ["fallback", "drop"], "Keep the original trace, or leave it out."),
+        traces_per_shard=flags.whole(256, "Traces between two saves.", 1),
+    )
+
+
+def main(given: FlagValues) -> str:
+    """Refines into OUTPUT/refined.jsonl."""
+    from dgr_jax.commands.inputs import Inputs
+    from dgr_jax.dgr.filter import RewriteFilter, read_scaffold
+    from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
+    from dgr_jax.dgr.request import read_template
+    from dgr_jax.evaluation.judges import load_judge
+    from dgr_jax.models.sharding import mesh_or_none
+    from dgr_jax.scoring.scorer import Scorer
+
+    settings = RefineSettings(
+        template=read_template(given.template),
+        decoding=flags.decoding(given),
+        attempts=given.attempts,
+        pick=given.pick,
+        on_reject=given.on_reject,
+        seed=given.seed,
+        traces_per_shard=given.traces_per_shard,
+    )
+    rewrite_filter = RewriteFilter(read_scaffold(given.scaffold), load_judge(given.judge))
+    # Files first: they are quick to fail, a model takes its time to load.
+    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude)
+    engine, chat, model = flags.engine(given)
+    scorer = None
+    if model is not None:
+        scorer = Scorer(model, chat, mesh=mesh_or_none(given.mesh), max_length=model.config.max_positions)
+    refinement = refine(
+        inputs.traces, engine, chat, rewrite_filter, settings,
+        scorer=scorer, folder=given.output, left_out=inputs.left_out,
+    )  # fmt: skip
+    place = f"refined traces: {given.output}/refined.jsonl   accounting with examples: {given.output}/summary.json"
+    return "\n".join([*inputs.record(given.output), summary_text(refinement.summary), place])

@@ -1,0 +1,77 @@
+"""Fine-tunes a model on traces; stopped runs go on exactly where they stopped.
+
+python scripts/sft.py --model=DIR --input=runs/refined/refined.jsonl --output=runs/sft --config=configs/sft.py
+Any leaf of the config can be changed: --config.learning_rate=1e-5
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl.flags import FlagValues
+
+from dgr_jax.commands import flags
+from dgr_jax.errors import UserError
+
+_CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "sft.py"
+
+
+def define(given: FlagValues) -> None:
+    """The command's flags."""
+    flags.define(
+        given,
+        "model input output seed dtype mesh implementation on_bad_row exclude",
+        required="model input output",
+    )
+    flags.define_config(given, str(_CONFIG), "The recipe; see configs/.")
+
+
+def main(given: FlagValues) -> str:
+    """Fine-tunes; the tuned model is OUTPUT/model, in Hugging Face format."""
+    from dgr_jax.commands.inputs import Inputs
+    from dgr_jax.models.folder import fingerprint_model, load_config, local_folder, stored_dtype
+    from dgr_jax.models.sharding import mesh_or_none
+    from dgr_jax.models.weights import default_dtype, from_pretrained, save_pretrained
+    from dgr_jax.run.files import check_local, fingerprint_records, read_json_lines
+    from dgr_jax.run.stage import Stage
+    from dgr_jax.tokens.chat import ChatFormat
+    from dgr_jax.training.batches import training_sequences
+    from dgr_jax.training.loop import train
+    from dgr_jax.training.recipe import Recipe
+
+    check_local(given.output, "fine-tuning")
+    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude)
+    folder = local_folder(given.model)
+    load_config(folder)  # what cannot be loaded is refused before anything is written
+    asked = flags.config(given)
+    dtype: Any = given.dtype or default_dtype()
+    for field, flag in (("seed", "--seed"), ("compute_dtype", "--dtype")):
+        if field in asked:
+            raise UserError(f"--config: field {field!r} is not for the config file; give {flag}")
+    unknown = asked.keys() - {field.name for field in dataclasses.fields(Recipe)}
+    if unknown:
+        raise UserError(f"--config: unknown field {min(unknown)!r}; the fields are those of {Recipe.__module__}.Recipe")
+    recipe = Recipe(**asked, seed=given.seed, compute_dtype=dtype)
+    stage = Stage.open(
+        given.output,
+        "sft",
+        config=dataclasses.asdict(recipe),
+        inputs={"traces": fingerprint_records(trace.to_dict() for trace in inputs.traces)},
+        model=fingerprint_model(folder),
+        seed=given.seed,
+    )
+    exported = pathlib.Path(stage.folder) / "model"
+    if not stage.finished:
+        mesh = mesh_or_none(given.mesh)
+        chat = ChatFormat.from_pretrained(folder)
+        sequences = training_sequences(inputs.traces, chat, recipe.row_length)
+        start = from_pretrained(folder, mesh=mesh, dtype=recipe.master_dtype, implementation=given.implementation)
+        chat.check_fits(start.config.vocab_size)
+        tuned = train(start, sequences, recipe, mesh=mesh, folder=stage.folder).model
+        if not exported.exists():
+            save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
+        targets = sum(sequence.targets for sequence in sequences)
+        stage.finish(traces=len(inputs.traces), targets=targets, **inputs.left_out)
+    steps = read_json_lines(stage.folder / "metrics.jsonl")
+    losses = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}"
+    return "\n".join([*inputs.record(stage.folder), losses, f"model: {exported}"])

@@ -1,0 +1,168 @@
+"""Decoding on the device: a step for all rows inside one loop, prompts let in, tokens drawn."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dgr_kernels.attention import Visibility
+
+from dgr_jax.models.decoder import Decoder, KVCache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """The B rows that are being decoded; a row's prompt and output share one line of S tokens.
+
+    Attributes:
+      cache: keys and values of S slots per row.
+      tokens: int32 [B, S], prompt and generated tokens.
+      length: int32 [B], tokens known so far. The last of them is not in the cache yet.
+      limit: int32 [B], length at which the row is cut off.
+      active: bool [B].
+      key: uint32 [B, 2], random stream of the row.
+      log_prob: float32 [B], of the generated tokens at temperature 1.
+    """
+
+    cache: KVCache
+    tokens: jax.Array
+    length: jax.Array
+    limit: jax.Array
+    active: jax.Array
+    key: jax.Array
+    log_prob: jax.Array
+
+
+def pick_tokens(logits: jax.Array, uniform: jax.Array, *, temperature: float, top_p: float, top_k: int) -> jax.Array:
+    """Draws one token per row by inverting the cumulative distribution at one uniform number.
+
+    The vocabulary is never sorted: on CPU the sort took about a third of a small model's step.
+
+    Args:
+      logits: float32 [B, V].
+      uniform: float32 [B] in [0, 1).
+      temperature: 0 for the most likely token.
+      top_p: keep the smallest set of tokens whose probability reaches it (always the likeliest one).
+      top_k: keep so many tokens, before top_p; 0 keeps all. Both keep every token that ties with the last one kept.
+
+    Returns:
+      int32 [B].
+    """
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[1]:
+        logits = jnp.where(logits >= jax.lax.top_k(logits, top_k)[0][:, -1:], logits, -jnp.inf)
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    if top_p < 1:
+        probabilities = jnp.where(probabilities >= _nucleus_floor(probabilities, top_p), probabilities, 0)
+    cumulative = jnp.cumsum(probabilities, axis=-1)
+    # A sum in parallel need not rise monotonically: only tokens that were kept may be chosen, whatever the rounding.
+    kept = probabilities > 0
+    reached = kept & (cumulative > uniform[:, None] * cumulative[:, -1:])
+    last = kept.shape[1] - 1 - jnp.argmax(kept[:, ::-1], axis=-1)
+    return jnp.where(reached.any(axis=-1), jnp.argmax(reached, axis=-1), last).astype(jnp.int32)
+
+
+def _nucleus_floor(probabilities: jax.Array, top_p: float) -> jax.Array:
+    """The largest probability whose tokens, with all likelier ones, sum to `top_p`: float32 [B, 1].
+
+    Found by bisection over the bit patterns of floats, which are ordered as the non-negative floats are: exact after
+    one pass over the vocabulary per bit.
+    """
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        kept = probabilities >= jax.lax.bitcast_convert_type(middle, jnp.float32)
+        mass = jnp.sum(jnp.where(kept, probabilities, 0), axis=-1, keepdims=True)
+        enough = kept.any(axis=-1, keepdims=True) & (mass >= top_p)
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    shape = (probabilities.shape[0], 1)
+    above_one = int(np.float32(1).view(np.int32)) + 1
+    bounds = (jnp.zeros(shape, jnp.int32), jnp.full(shape, above_one, jnp.int32))
+    floor, _ = jax.lax.fori_loop(0, above_one.bit_length(), halve, bounds)
+    return jax.lax.bitcast_convert_type(floor, jnp.float32)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("temperature", "top_p", "top_k", "eos", "most_steps"), donate_argnames=("state",)
+)
+def decode(
+    model: Decoder,
+    state: DecodeState,
+    idle_to_stop: jax.Array,
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    eos: tuple[int, ...],
+    most_steps: int,
+) -> DecodeState:
+    """Decodes until `idle_to_stop` rows are idle, or `most_steps` tokens have been added to each."""
+    B, S = state.tokens.shape
+    rows = jnp.arange(B)
+
+    def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+        count, state = carry
+        last = state.length - 1
+        token = state.tokens[rows, last][:, None]
+        hidden, cache = model.extend(token, last[:, None], Visibility.cached(state.length, S), state.cache, last)
+        logits = jnp.einsum("bd,vd->bv", hidden[:, 0], model.unembed_weight, preferred_element_type=jnp.float32)
+        keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.key), state.length)
+        uniform = jax.vmap(jax.random.uniform)(keys)
+        token = pick_tokens(logits, uniform, temperature=temperature, top_p=top_p, top_k=top_k)
+        log_prob = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        ended = functools.reduce(jnp.logical_or, (token == e for e in eos))
+        active = state.active
+        length = state.length + active
+        return count + 1, DecodeState(
+            cache=cache,
+            tokens=state.tokens.at[rows, jnp.where(active, state.length, S)].set(token, mode="drop"),
+            length=length,
+            limit=state.limit,
+            active=active & ~ended & (length < state.limit),
+            key=state.key,
+            log_prob=state.log_prob + jnp.where(active, log_prob, 0),
+        )
+
+    def go_on(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
+        count, state = carry
+        return (count < most_steps) & (jnp.sum(~state.active) < idle_to_stop)
+
+    return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def admit(
+    model: Decoder,
+    state: DecodeState,
+    place: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+    limit: jax.Array,
+    key: jax.Array,
+) -> DecodeState:
+    """Prefills prompts [P, T] into the places `place` [P]; a place of B or more is dropped."""
+    P, T = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (P, T))
+    _, fresh = model.prefill(tokens, positions, Visibility.padded(length, T))
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[place].set(new, mode="drop")
+
+    return DecodeState(
+        cache=KVCache(
+            state.cache.k.at[:, place, :, :T].set(fresh.k, mode="drop"),
+            state.cache.v.at[:, place, :, :T].set(fresh.v, mode="drop"),
+        ),
+        tokens=state.tokens.at[place, :T].set(tokens, mode="drop"),
+        length=put(state.length, length),
+        limit=put(state.limit, limit),
+        active=put(state.active, jnp.ones(P, bool)),
+        key=put(state.key, key),
+        log_prob=put(state.log_prob, jnp.zeros(P)),
+    )

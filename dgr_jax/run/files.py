@@ -1,0 +1,142 @@
+"""Files that are whole or not there, and what their contents are known by."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from etils import epath
+
+from dgr_jax.errors import UserError
+from dgr_jax.run import hosts
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """A handle to a temporary neighbour that takes the file's name when everything went well.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    file = epath.Path(path)
+    partial = _partial(file)
+    with _naming(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as handle:
+                yield handle
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A temporary folder that takes the name when everything went well; what a killed process left is removed.
+
+    Raises:
+      UserError: there is something of that name, or the place cannot be written.
+    """
+    folder = epath.Path(path)
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another place, or delete it")
+    with _naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_partial(folder.parent)
+        partial = _partial(folder)
+        partial.mkdir()
+        yield partial
+        partial.rename(folder)
+
+
+@contextlib.contextmanager
+def _naming(place: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror or error}; give a writable folder") from error
+
+
+def _partial(file: epath.Path) -> epath.Path:
+    return file.with_name(f".{file.name}.{os.getpid()}.partial")
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a text file, whole or not at all. Of the processes of several hosts, one writes; the others do nothing.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
+    if hosts.writes():
+        with replacing(path) as handle:
+            handle.write(text.encode())
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes JSON as `write_text` does, indented, keys in the given order."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object per line as `write_text` does."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The records of a file that `write_json_lines` wrote."""
+    return [json.loads(line) for line in epath.Path(path).read_text().split("\n") if line]
+
+
+def remove_partial(folder: epath.PathLike) -> None:
+    """Removes from a folder what killed processes of this machine did not finish."""
+    for file in epath.Path(folder).iterdir():
+        writer = writer_of(file)
+        if writer is not None and not _is_another_alive(writer):
+            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+
+
+def writer_of(file: epath.Path) -> int | None:
+    """The process whose unfinished file or folder this is; None where it is none."""
+    found = re.fullmatch(r"\..+\.(\d+)\.partial", file.name)
+    return int(found[1]) if found else None
+
+
+def _is_another_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()  # in a container the next process often has the number of the killed one
+
+
+def check_local(output: str, work: str) -> None:
+    """Refuses a bucket, for work whose libraries write to local folders alone.
+
+    Raises:
+      UserError: `output` is not a local path.
+    """
+    if "://" in output:
+        raise UserError(f"{output}: {work} writes to a local folder; give one, and copy it afterwards")
+
+
+def fingerprint_file(path: epath.PathLike) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_records(records: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 over JSON records, for inputs that are in memory."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""The recipe of a fine-tuning, its optimiser and its learning rates."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dgr_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune. Defaults follow Safety-Tax (arXiv 2503.00555): full fine-tuning, 5 epochs of batches of 8.
+
+    Attributes:
+      learning_rate: peak.
+      epochs: passes over the data; `steps` overrides it when it is not 0.
+      batch_size: traces per optimiser step.
+      row_length: tokens per packed row; no trace may be longer.
+      accumulation: micro-batches that a step is cut into, to save memory.
+      warmup_fraction: share of steps with a linear rise; a cosine to `final_fraction` of the peak follows.
+      remat: recompute activations in the backward pass: "none" or "full".
+      master_dtype: dtype of the trained weights and optimiser state; "bfloat16" is the pure recipe.
+      compute_dtype: dtype of the forward and backward pass.
+    """
+
+    learning_rate: float = 5e-5
+    epochs: int = 5
+    steps: int = 0
+    batch_size: int = 8
+    row_length: int = 8192
+    accumulation: int = 1
+    warmup_fraction: float = 0.0
+    final_fraction: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    remat: Literal["none", "full"] = "none"
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self):
+        for names, wanted, fits in _ALLOWED:
+            for name in names:
+                if not fits(value := getattr(self, name)):
+                    raise UserError(f"recipe: `{name}` is {value!r}; give {wanted}")
+        # A config file may well hold a list; a jitted step wants what can be hashed.
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+_ALLOWED: tuple[tuple[Sequence[str], str, Callable[[Any], bool]], ...] = (
+    (
+        ("batch_size", "row_length", "accumulation", "epochs"),
+        "a whole number of 1 or more",
+        lambda value: _is_whole(value, 1),
+    ),
+    (("steps", "checkpoint_every", "seed"), "a whole number of 0 or more", lambda value: _is_whole(value, 0)),
+    (("learning_rate", "weight_decay"), "a number of 0 or more", lambda value: _is_number(value, 0)),
+    (("clip_norm",), "a number above 0", lambda value: _is_number(value, 0) and value > 0),
+    (("warmup_fraction", "final_fraction"), "a number from 0 to 1", lambda value: _is_number(value, 0, 1)),
+    (
+        ("betas",),
+        "two numbers from 0 to below 1",
+        lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and all(_is_number(beta, 0, 1) and beta < 1 for beta in value)
+        ),
+    ),
+    (("remat",), "none or full", lambda value: value in ("none", "full")),
+    (("master_dtype", "compute_dtype"), "float32 or bfloat16", lambda value: value in ("float32", "bfloat16")),
+)
+"""Fields, what may be in them in words, and whether a value may."""
+
+
+def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
+    """The rate of each step, float64 [steps]: a linear rise from the first step on, then a cosine."""
+    warmup = round(recipe.warmup_fraction * steps)
+    peak = recipe.learning_rate
+    rise = optax.linear_schedule(peak / max(1, warmup), peak, warmup - 1)
+    fall = optax.cosine_decay_schedule(peak, max(1, steps - warmup), recipe.final_fraction)
+    # In float32 the cosine's last bits would depend on the device, and with them every weight.
+    with jax.enable_x64(True):
+        return np.asarray(optax.join_schedules([rise, fall], [warmup])(jnp.arange(steps, dtype=jnp.float64)))
+
+
+@functools.cache
+def optimizer(betas: tuple[float, float], weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+    """AdamW behind a clip of the gradient's norm. Norms and biases do not decay.
+
+    The learning rate is a number of its state, "learning_rate", so that a sweep compiles once.
+    """
+
+    def decays(weights: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not any(word in jax.tree_util.keystr(path) for word in ("norm", "bias")), weights
+        )
+
+    fixed = {"b1": betas[0], "b2": betas[1], "eps": 1e-8, "eps_root": 0.0, "weight_decay": weight_decay, "mask": decays}
+    adamw = optax.inject_hyperparams(optax.adamw, static_args=fixed, hyperparam_dtype=jnp.float32)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw(learning_rate=0.0, **fixed))
