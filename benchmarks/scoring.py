@@ -108,7 +108,7 @@ Answer = Callable[[list[Request]], list[float]]
 
 def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[str, Any]]]:
     """Scorer.score_sequences, and what its report says of the last pass."""
-    from dgr_jax.scoring.cost import ScoringReport
+    from dgr_jax.scoring.cost import Cost
     from dgr_jax.scoring.scorer import Scorer
     from dgr_jax.tokens.packing import TokenSequence
 
@@ -117,7 +117,7 @@ def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callabl
     )
 
     def answer(requests: list[Request]) -> list[float]:
-        scorer.report = ScoringReport()
+        scorer.cost = Cost()
         sequences = [
             TokenSequence(
                 np.array(r.prompt + r.response, np.int32),
@@ -128,7 +128,7 @@ def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callabl
         return [float(s.log_probs.sum(dtype=np.float64)) for s in scorer.score_sequences(sequences)]
 
     def details() -> dict[str, Any]:
-        report = scorer.report
+        report = scorer.cost
         return {
             "padding": report.padding_share,
             "programs": len(report.shapes),

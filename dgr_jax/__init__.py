@@ -37,7 +37,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'dgr_jax' has no attribute {name!r}; its public names are {', '.join(sorted(_HOME_OF))}")
+        raise AttributeError(f"module 'dgr_jax' has no attribute {name!r}; its names are {', '.join(__dir__())}")
     return getattr(importlib.import_module(f"dgr_jax.{_HOME_OF[name]}"), name)
 
 

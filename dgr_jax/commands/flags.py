@@ -48,7 +48,7 @@ def choice(default: str | None, allowed: Sequence[str], help: str) -> Define:
 
 def several(help: str) -> Define:
     """A flag that may be given repeatedly."""
-    return functools.partial(flags.DEFINE_multi_string, default=[], help=help)
+    return functools.partial(flags.DEFINE_multi_string, default=None, help=help)
 
 
 COMMON: dict[str, Define] = {

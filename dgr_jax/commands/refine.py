@@ -45,7 +45,7 @@ def main(given: FlagValues) -> str:
     )
     rewrite_filter = RewriteFilter(read_scaffold(given.scaffold), load_judge(given.judge))
     # Files first: they are quick to fail, a model takes its time to load.
-    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude)
+    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude or ())
     engine, chat, model = flags.engine(given)
     scorer = None
     if model is not None:

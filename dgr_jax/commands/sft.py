@@ -40,9 +40,6 @@ def main(given: FlagValues) -> str:
     from dgr_jax.training.recipe import Recipe
 
     check_local(given.output, "fine-tuning")
-    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude)
-    folder = local_folder(given.model)
-    load_config(folder)  # what cannot be loaded is refused before anything is written
     asked = flags.config(given)
     dtype: Any = given.dtype or default_dtype()
     for field, flag in (("seed", "--seed"), ("compute_dtype", "--dtype")):
@@ -52,6 +49,9 @@ def main(given: FlagValues) -> str:
     if unknown:
         raise UserError(f"--config: unknown field {min(unknown)!r}; the fields are those of {Recipe.__module__}.Recipe")
     recipe = Recipe(**asked, seed=given.seed, compute_dtype=dtype)
+    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude or ())
+    folder = local_folder(given.model)
+    load_config(folder)  # what cannot be loaded is refused before anything is written
     stage = Stage.open(
         given.output,
         "sft",

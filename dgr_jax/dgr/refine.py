@@ -257,12 +257,12 @@ def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], setti
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """A refinement's accounting for people, one outcome a line."""
-    rows = summary["rows"]
-    lines = [f"{rows} rows"]
+    total = summary["rows"]
+    lines = [f"{total} traces"]
     for outcome, count in summary["outcomes"].items():
         if count or outcome == ACCEPTED:
             meaning = REJECT_REASONS.get(outcome, "rewrite used")
-            lines.append(f"  {outcome:<20} {count:>7}  {count / rows:7.1%}  {meaning}")
+            lines.append(f"  {outcome:<20} {count:>7}  {count / total:7.1%}  {meaning}")
     if summary["nll_before"] is not None:
         lines.append(f"  nats per token       {summary['nll_before']:7.3f} before, {summary['nll_after']:.3f} after")
     return "\n".join(lines)

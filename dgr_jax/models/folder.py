@@ -69,10 +69,10 @@ def load_config(folder: pathlib.Path) -> ModelConfig:
     return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
 
 
-def fingerprint_model(folder: pathlib.Path) -> str:
+def fingerprint_model(folder: str | pathlib.Path) -> str:
     """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir(), key=lambda f: f.name):
+    for file in sorted(pathlib.Path(folder).iterdir(), key=lambda f: f.name):
         if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and not file.is_dir():
             digest.update(f"{file.name} {fingerprint_file(file)}\n".encode())
     return digest.hexdigest()

@@ -47,11 +47,11 @@ class Study:
     Args:
       config: see configs/tiny.py, which names and explains every field.
       folder: work directory; finished stages found there are not run again.
-      report: called with lines for people.
+      say: called with lines for people.
     """
 
-    def __init__(self, config: Mapping[str, Any], folder: epath.PathLike, report: Callable[[str], None] = print):
-        self.config, self.folder, self._report = config, epath.Path(folder), report
+    def __init__(self, config: Mapping[str, Any], folder: epath.PathLike, say: Callable[[str], None] = print):
+        self.config, self.folder, self._say = config, epath.Path(folder), say
         self.arms = read_arms(config)
         self._judge: Judge = load_judge(config["judge"])
         self._decoding = Decoding(**config["decoding"])
@@ -84,7 +84,7 @@ class Study:
                 diverged.append(record)
             else:
                 runs.append(self._with_refusals(record))
-            self._report(f"[{number}/{len(self.arms)}] {arm.name}: {_in_words(record)}")
+            self._say(f"[{number}/{len(self.arms)}] {arm.name}: {_in_words(record)}")
         results = {
             "title": self.config["title"],
             "suites": {suite.name: len(suite.items) for suite in self._suites},
@@ -151,7 +151,7 @@ class Study:
             scorer=Scorer(model, chat),
             folder=self.folder / "refine" / name,
         )
-        self._report(f"refine {name}: {summary_text(refinement.summary)}")
+        self._say(f"refine {name}: {summary_text(refinement.summary)}")
         return refinement
 
     def _arm_rows(self, arm: Arm) -> list[Trace]:
@@ -177,7 +177,7 @@ class Study:
         prompts = fingerprint_records(trace.to_dict() for trace in self._floor_rows())
         stage = self._open(f"{model_name}_base", arm, prompts, fingerprint, seed=0)
         if not stage.finished:
-            self._report(f"evaluating {model_name} before alignment")
+            self._say(f"evaluating {model_name} before alignment")
             self._evaluate(stage, model, chat, 0)
             answers = self._own_answers(model_name)
             shift = self._shift_nll(model_name, answers) if answers else None

@@ -49,8 +49,8 @@ def main(given):
     return "done"
 def define(given):
     flags.define(given, "model seed dtype mesh", required="", max_length=flags.whole(5, "How long."))
-sys.modules["dgr_jax.commands.made_up"] = types.SimpleNamespace(__doc__="Made up.", define=define, main=main)
-sys.modules["dgr_jax.commands.made_up"].__name__ = "made_up"
+made_up = sys.modules["dgr_jax.commands.made_up"] = types.ModuleType("dgr_jax.commands.made_up", "Made up.")
+made_up.define, made_up.main = define, main
 app.run("made_up")
 """
 
@@ -101,7 +101,7 @@ def test_settings_of_a_config_are_named_as_its_fields():
 
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("mesh", "", "", flag_values=values)
-    absl_flags.DEFINE("config", None, "", flag_values=values, parser=absl_flags.ArgumentParser())
+    absl_flags.DEFINE_string("config", None, "", flag_values=values)
     values["config"].value = {"row_length": 5}
     assert in_flags("`mesh`, `row_length` and `other`", values) == "--mesh, --config.row_length and `other`"
 

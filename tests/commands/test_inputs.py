@@ -33,8 +33,8 @@ def test_every_row_is_kept_skipped_or_excluded(rows: pathlib.Path, tmp_path: pat
     said = read.record(tmp_path / "out")
     listed = (tmp_path / "out" / "left_out.txt").read_text().splitlines()
     assert len(listed) == 3 and "rows.jsonl:4" in listed[0]
-    assert listed[1:] == ["row 'row 0': an evaluation prompt", "row 'row 2': an evaluation prompt"]
-    assert "left out 2 rows whose prompt is an evaluation prompt" in said and said[-1].endswith("left_out.txt")
+    assert listed[1:] == ["trace 'row 0': an evaluation prompt", "trace 'row 2': an evaluation prompt"]
+    assert "left out 2 traces whose prompt is an evaluation prompt" in said and said[-1].endswith("left_out.txt")
 
 
 def test_nothing_left_out_leaves_no_list(rows: pathlib.Path, tmp_path: pathlib.Path):

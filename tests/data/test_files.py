@@ -114,7 +114,7 @@ def test_a_bad_line_is_named_or_skipped(tmp_path: pathlib.Path, kind: str):
         read_traces(file)
     message = str(caught.value)
     assert message.startswith(f"{file}:2: ") and said in message and "\n" not in message
-    assert "--on_bad_row=skip" in message
+    assert "set `on_bad_row` to skip" in message
 
     bad_rows = BadRows()
     assert [t.id for t in read_traces(file, "skip", bad_rows)] == ["a", "last"]
@@ -161,7 +161,7 @@ def test_unreadable_files(tmp_path: pathlib.Path):
             assert str(file) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"found suffix '.csv', allowed .jsonl or .parquet"):
         read_traces(tmp_path / "rows.csv")
-    with pytest.raises(UserError, match="--on_bad_row: found 'ignore'"):
+    with pytest.raises(UserError, match="`on_bad_row` is 'ignore'"):
         read_traces(torn, "ignore")  # pyright: ignore[reportArgumentType]
 
 

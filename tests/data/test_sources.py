@@ -177,7 +177,7 @@ def test_json_lists_that_are_none(tmp_path: pathlib.Path):
     file.write_text('[3, {"id": "1"}]')
     bad_rows = BadRows()
     assert load_source(f"star1:{file}", "skip", bad_rows) == []
-    assert "row 1: found 3, allowed an object" in bad_rows.messages[0] and len(bad_rows) == 2
+    assert "row 1: found 3, allowed a JSON object" in bad_rows.messages[0] and len(bad_rows) == 2
     with pytest.raises(UserError, match="cannot be read"):
         load_source(f"star1:{tmp_path / 'nothing.json'}")
 

@@ -142,11 +142,11 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
 def test_what_is_written_can_be_read_and_is_not_made_again(chat, tmp_path):
     rows = [trace(f"r{n}", prompt="Crack the {reasoning}?\u2028") for n in range(5)]
     said = {row.id: [GOOD if n % 2 else SAID["scaffold"]] for n, row in enumerate(rows)}
-    result, _ = run(rows, said, chat, folder=tmp_path / "out", shard_size=2)
+    result, _ = run(rows, said, chat, folder=tmp_path / "out", traces_per_shard=2)
     assert list(read_traces(tmp_path / "out" / "refined.jsonl")) == result.traces
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == result.summary
     assert set(files(tmp_path / "out")) == {"refined.jsonl", "summary.json", "records.jsonl"}
-    again, engine = run(rows, {}, chat, folder=tmp_path / "out", shard_size=2)
+    again, engine = run(rows, {}, chat, folder=tmp_path / "out", traces_per_shard=2)
     assert again == result and engine.asked == []
 
 
@@ -191,7 +191,7 @@ def write_and_die(self, rows, records):
     written.append(rows)
 shards.Shards.write = write_and_die
 rows, said = t.many_rows()
-t.run(rows, said, ChatFormat.from_pretrained({model!r}), folder={folder!r}, shard_size=4)
+t.run(rows, said, ChatFormat.from_pretrained({model!r}), folder={folder!r}, traces_per_shard=4)
 """
 
 
@@ -203,14 +203,14 @@ def many_rows() -> tuple[list[Trace], dict[str, list[str]]]:
 
 def test_a_kill_in_the_middle_costs_one_shard_and_changes_nothing(chat, tiny_lrm, tmp_path):
     rows, said = many_rows()
-    run(rows, said, chat, folder=tmp_path / "whole", shard_size=4)
+    run(rows, said, chat, folder=tmp_path / "whole", traces_per_shard=4)
     here, folder = str(pathlib.Path(__file__).parent), tmp_path / "killed"
     child = CHILD.format(here=here, survived=2, model=str(tiny_lrm), folder=str(folder))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     killed = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(list((folder / "parts").iterdir())) == 2 and not (folder / "refined.jsonl").exists()
-    _, engine = run(rows, said, chat, folder=folder, shard_size=4)
+    _, engine = run(rows, said, chat, folder=folder, traces_per_shard=4)
     assert {id for id, _ in engine.asked} == {f"r{n}" for n in range(8, 17)}
     assert files(folder) == files(tmp_path / "whole")
 

@@ -362,7 +362,7 @@ def test_a_second_run_writes_the_same_and_a_smaller_page_on_request(run):
 
 def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_path, tiny_lrm):
     _, again, _ = run
-    with pytest.raises(UserError, match="model was .* choose another --output"):
+    with pytest.raises(UserError, match="model was .* choose another folder"):
         again(model=str(tiny_lrm))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
@@ -370,7 +370,7 @@ def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_pat
         again(sources=[str(empty)])
     with pytest.raises(UserError, match="`inputs` names no sources"):
         again(sources=[])
-    with pytest.raises(UserError, match="config.max_length was 32768 and is now 50; choose another --output"):
+    with pytest.raises(UserError, match="config.max_length was 32768 and is now 50; choose another folder"):
         again(max_length=50)
 
 

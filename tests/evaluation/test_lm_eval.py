@@ -107,7 +107,7 @@ def test_generation_is_greedy_and_stops(samples, backend):
 def test_an_unknown_argument_is_named(random_model):
     from dgr_jax.evaluation.lm_eval import DgrJax
 
-    with pytest.raises(UserError, match="--model_args: 'quantize' is not known; scripts/lm_eval.py --help lists what"):
+    with pytest.raises(UserError, match="model argument 'quantize' is not known; the docstring of DgrJax lists what"):
         DgrJax(str(random_model), quantize=True)
 
 

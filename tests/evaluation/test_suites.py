@@ -80,7 +80,7 @@ def test_a_generic_file_is_split_by_kind(tmp_path: pathlib.Path):
 
 BAD_GENERIC = {
     "not JSON": ('{"id": ', "not JSON"),
-    "not an object": ([1], "a row must be a JSON object"),
+    "not an object": ([1], "found [1], allowed a JSON object"),
     "kind missing": ({"id": "z", "prompt": "p"}, "field 'kind' is None"),
     "kind unknown": ({"id": "z", "prompt": "p", "kind": "safe"}, "field 'kind' is 'safe'"),
     "kind of a wrong type": ({"id": "z", "prompt": "p", "kind": ["math"]}, "field 'kind' is ['math']"),
@@ -110,15 +110,15 @@ BAD_PUBLISHED = {
     "gsm8k answer": ("gsm8k", '{"question": "q"}\n', ":1: field 'answer' is missing"),
     "math500 problem": ("math500", '\n{"answer": "1"}\n', ":2: field 'problem' is missing"),
     "math500 answer": ("math500", '{"problem": "p", "answer": 3}\n', ":1: field 'answer' is missing or not a text"),
-    "xstest label": ("xstest", "id,prompt,label\n1,p,safe\n2,p,maybe\n", ", row 2: field 'label' is 'maybe'"),
-    "xstest without label": ("xstest", "id,prompt\n1,p\n", ", row 1: field 'label' is missing"),
-    "xstest prompt": ("xstest", "id,prompt,label\n1,,safe\n", ", row 1: field 'prompt' is missing"),
-    "strongreject": ("strongreject", "category,prompt\na,p\n", ", row 1: field 'forbidden_prompt' is missing"),
-    "simplesafetytests": ("simplesafetytests", "id,prompt\na,p\n", ", row 1: field 'prompts_final' is missing"),
-    "jailbreakbench": ("jailbreakbench", '[{"instruction": "p"}, {}]', ", item 2: field 'instruction' is missing"),
-    "jailbreakbench not an object": ("jailbreakbench", '["text"]', ", item 1: field 'instruction' is missing"),
-    "jailbreakbench not a list": ("jailbreakbench", "{}", ": must be a JSON list"),
-    "jailbreakbench not JSON": ("jailbreakbench", "[", ": not JSON"),
+    "xstest label": ("xstest", "id,prompt,label\n1,p,safe\n2,p,maybe\n", ": row 2: field 'label' is 'maybe'"),
+    "xstest without label": ("xstest", "id,prompt\n1,p\n", ": row 1: field 'label' is missing"),
+    "xstest prompt": ("xstest", "id,prompt,label\n1,,safe\n", ": row 1: field 'prompt' is missing"),
+    "strongreject": ("strongreject", "category,prompt\na,p\n", ": row 1: field 'forbidden_prompt' is missing"),
+    "simplesafetytests": ("simplesafetytests", "id,prompt\na,p\n", ": row 1: field 'prompts_final' is missing"),
+    "jailbreakbench": ("jailbreakbench", '[{"instruction": "p"}, {}]', ": row 2: field 'instruction' is missing"),
+    "jailbreakbench not an object": ("jailbreakbench", '["text"]', ": row 1: found 'text', allowed a JSON object"),
+    "jailbreakbench not a list": ("jailbreakbench", "{}", ": found dict, allowed a list of rows"),
+    "jailbreakbench not JSON": ("jailbreakbench", "[", ":1: not JSON"),
     "empty": ("gsm8k", "\n", ": the suite is empty"),
     "only a header": ("strongreject", "category,forbidden_prompt\n", ": the suite is empty"),
     "gsm8k without a number": (
@@ -129,7 +129,7 @@ BAD_PUBLISHED = {
     "half a surrogate pair": (
         "jailbreakbench",
         '[{"instruction": "\\ud800"}]',
-        ", item 1: field 'instruction' has half",
+        ": row 1: field 'instruction' has half",
     ),
     "no group": ("strongreject", "forbidden_prompt\n\n", ": the suite is empty"),
 }
@@ -160,7 +160,7 @@ def test_unknown_suites_and_unreadable_files_are_named(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         load_suite(f"gsm8k:{tmp_path / 'none.jsonl'}")
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}\n')
-    with pytest.raises(UserError, match=r"latin\.jsonl: cannot be read as UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.jsonl:1: not UTF-8 at byte"):
         load_suite(str(tmp_path / "latin.jsonl"))
 
 

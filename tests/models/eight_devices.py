@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from dgr_jax.data.trace import Trace
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
+from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.sharding import make_mesh
 from dgr_jax.models.weights import from_pretrained, save_pretrained
 from dgr_jax.scoring.scorer import Scorer
@@ -41,12 +43,10 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
         results[str(text)] = {
             "scores": [score.token_log_probs for score in scorer.score(ROWS, keep_tokens=True)],
             "shared": [score.token_log_probs for score in scorer.score(continuations(), keep_tokens=True)],
-            "saved": scorer.report.shared,
+            "saved": scorer.cost.shared,
             "tokens": {c.id: c.token_ids for c in completions},
-            "losses": losses(model, folder / f"sft-{text}", scorer.chat, mesh),
-            "largest share": max(
-                np.prod(x.sharding.shard_shape(x.shape)) / x.size for x in jax.tree.leaves(loaded) if x.size > 1000
-            ),
+            **trained(model, folder / f"sft-{text}", scorer.chat, mesh),
+            "largest share": largest_share(loaded),
             "weights": hashlib.sha256(exported).hexdigest(),
         }
     print(json.dumps(results))
@@ -61,17 +61,25 @@ def continuations() -> list[Trace]:
     ]
 
 
-def losses(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> list[float]:
-    """Two runs into one folder: the second goes on from the first one's checkpoint, on the mesh."""
-    config = Recipe(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
-    sequences = training_sequences(ROWS, chat, config.row_length)
-    history = []
+def largest_share(model: Decoder) -> float:
+    """Of a large parameter on one device."""
+    return max(np.prod(x.sharding.shard_shape(x.shape)) / x.size for x in jax.tree.leaves(model) if x.size > 1000)
+
+
+def trained(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> dict[str, Any]:
+    """Losses, and how the weights lie afterwards, of two runs
+    into one folder: the second goes on from the first one's checkpoint, on the mesh."""
+    recipe = Recipe(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
+    sequences = training_sequences(ROWS, chat, recipe.row_length)
+    history, shares = [], []
     for steps in (2, 4):
         # A constant rate, so that both runs have one schedule.
-        run = Recipe(**{**vars(config), "steps": steps, "final_fraction": 1.0})
-        history += train(from_pretrained(model, mesh=mesh), sequences, run, mesh=mesh, folder=folder).history
+        run = Recipe(**{**vars(recipe), "steps": steps, "final_fraction": 1.0})
+        result = train(from_pretrained(model, mesh=mesh), sequences, run, mesh=mesh, folder=folder)
+        history += result.history
+        shares.append(largest_share(result.model))
     assert [row["step"] for row in history] == [0, 1, 2, 3]
-    return [row["loss"] for row in history]
+    return {"losses": [row["loss"] for row in history], "trained shares": shares}
 
 
 if __name__ == "__main__":

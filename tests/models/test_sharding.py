@@ -77,6 +77,11 @@ def test_weights_are_spread(results):
     assert results["data=2,fsdp=2,tensor=2"]["largest share"] <= 1 / 2
 
 
+@pytest.mark.parametrize("mesh", ["None", *MESHES])
+def test_weights_stay_spread_after_training_and_after_a_resume(results, mesh):
+    assert results[mesh]["trained shares"] == [results[mesh]["largest share"]] * 2
+
+
 def test_meshes_from_flags():
     count = jax.device_count()
     assert dict(make_mesh("auto").shape) == {"data": 1, "fsdp": count, "tensor": 1}

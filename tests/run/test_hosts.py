@@ -91,8 +91,8 @@ def arguments(tmp_path, random_model, source) -> Callable[..., list[str]]:
 
     def make(host: str, **changes: object) -> list[str]:
         given: dict[str, object] = {
-            "model": random_model, "input": source, "mesh": MESH, "traces_per_shard": PER_SHARD, "tokens_per_batch": 512,
-            "output": tmp_path / host,
+            "model": random_model, "input": source, "output": tmp_path / host, "mesh": MESH,
+            "traces_per_shard": PER_SHARD, "tokens_per_batch": 512,
         } | changes  # fmt: skip
         return as_flags(given)
 

@@ -1,11 +1,7 @@
 """Stages: a directory belongs to one configuration, and a kill leaves nothing half-written."""
 
 import json
-import os
 import pathlib
-import shutil
-import signal
-import subprocess
 import sys
 from typing import Any
 
@@ -13,9 +9,7 @@ import pytest
 from etils import epath
 
 from dgr_jax.errors import UserError
-from dgr_jax.models.folder import fingerprint_model
-from dgr_jax.run import stage
-from dgr_jax.run.files import fingerprint_file, fingerprint_records, write_json, write_text
+from dgr_jax.run.files import write_json
 from dgr_jax.run.stage import Stage
 
 ASKED: dict[str, Any] = {
@@ -89,7 +83,7 @@ def test_another_configuration_is_refused_by_field(tmp_path: pathlib.Path, kind:
     with pytest.raises(UserError, match=said) as caught:
         begin(tmp_path, **changes)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}/manifest.json: ") and "choose another --output" in message
+    assert message.startswith(f"{tmp_path}/manifest.json: ") and "choose another folder" in message
     assert "\n" not in message and (tmp_path / "manifest.json").read_bytes() == before
 
 
@@ -103,7 +97,7 @@ def test_a_manifest_of_another_program_is_refused(tmp_path: pathlib.Path, conten
 def test_places_that_cannot_be_written(tmp_path: pathlib.Path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"cannot write .*manifest\.json: .*; give a writable --output"):
+        with pytest.raises(UserError, match=r"cannot write .*manifest\.json: .*; give a writable folder"):
             begin(folder)
     (tmp_path / "folder" / "manifest.json").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot write"):
@@ -118,91 +112,6 @@ def test_json_is_written_as_it_is_read(tmp_path: pathlib.Path):
     assert json.loads(text) == value and list(json.loads(text)) == ["b", "a"] and "☃" in text and text.endswith("}\n")
 
 
-KILLED_WRITER = """
-import sys
-from dgr_jax.run.files import write_text
-for number in range(10**6):
-    write_text(sys.argv[1], (str(number) + "\\n") * 200_000)
-    print(flush=True)
-"""
-
-
-def test_a_kill_leaves_the_whole_file_or_none(tmp_path: pathlib.Path):
-    file = tmp_path / "rows.jsonl"
-    for seconds in (0.0, 0.002, 0.005, 0.011):
-        file.unlink(missing_ok=True)
-        command = [sys.executable, "-c", KILLED_WRITER, str(file)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[2])
-        assert child.stdout is not None
-        if seconds:
-            child.stdout.readline()
-        try:
-            child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            child.kill()
-        assert child.wait() == -signal.SIGKILL
-        child.stdout.close()
-        if seconds or file.exists():
-            lines = file.read_text().split("\n")
-            assert len(lines) == 200_001 and lines[-1] == "" and len(set(lines[:-1])) == 1
-
-
-def test_a_failed_rename_leaves_the_old_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "x.json"
-    write_json(file, "old")
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(epath.Path(file)), "replace", fail)
-    with pytest.raises(UserError, match=r"cannot write .*x\.json: No space left on device"):
-        write_json(file, "new")
-    assert json.loads(file.read_text()) == "old"
-
-
-def test_a_model_is_known_by_every_file_of_it(tmp_path: pathlib.Path, random_model: pathlib.Path):
-    model = tmp_path / "model"
-    shutil.copytree(random_model, model)
-    before = fingerprint_model(model)
-    assert before == fingerprint_model(str(random_model)) and len(before) == 64
-    (model / "README.md").write_text("changes nothing")
-    assert fingerprint_model(model) == before
-    for file in random_model.iterdir():
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        (model / file.name).write_bytes(content)
-        assert fingerprint_model(model) != before, file.name
-        (model / file.name).rename(model / f"z{file.name}")
-        assert fingerprint_model(model) != before, file.name
-        (model / f"z{file.name}").unlink()
-        assert fingerprint_model(model) != before, file.name
-        shutil.copy(file, model / file.name)
-    assert fingerprint_model(model) == before
-
-
-def test_fingerprints_of_rows_and_files(tmp_path: pathlib.Path):
-    rows = [{"id": "a", "n": 1}, {"id": "ß"}]
-    assert fingerprint_records(rows) == fingerprint_records(iter([{"n": 1, "id": "a"}, {"id": "ß"}]))
-    assert len({fingerprint_records(r) for r in (rows, rows[::-1], rows[:1], [])}) == 4
-    (tmp_path / "x").write_bytes(b"abc")
-    assert fingerprint_file(tmp_path / "x").startswith("ba7816bf8f01cfea")
-
-
-def test_writers_of_two_processes_do_not_share_a_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    seen = []
-    replace = type(epath.Path(tmp_path)).replace
-
-    def note(self: epath.Path, target: epath.Path) -> Any:
-        seen.append(self.name)
-        return replace(self, target)
-
-    monkeypatch.setattr(type(epath.Path(tmp_path)), "replace", note)
-    write_text(tmp_path / "x", "1")
-    monkeypatch.setattr(stage.os, "getpid", lambda: 1)
-    write_text(tmp_path / "x", "2")
-    assert len(set(seen)) == 2 and str(os.getpid()) != seen[0] and (tmp_path / "x").read_text() == "2"
-
-
 def test_what_a_kill_left_of_a_manifest_is_not_something_else(tmp_path: pathlib.Path):
     (tmp_path / ".manifest.json.99999999.partial").write_text('{"stage": ')
     assert not begin(tmp_path).finished
@@ -212,6 +121,6 @@ def test_what_a_kill_left_of_a_manifest_is_not_something_else(tmp_path: pathlib.
 
 def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="has files of something else and no manifest.json; choose another --output"):
+    with pytest.raises(UserError, match="has files of something else and no manifest.json; choose another folder"):
         begin(tmp_path)
     assert begin(tmp_path / "fresh").folder.exists()

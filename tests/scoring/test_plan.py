@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgr_jax.scoring.cost import ScoringReport
+from dgr_jax.scoring.cost import Cost
 from dgr_jax.scoring.plan import plan
 from dgr_jax.tokens.packing import TokenSequence, count_targets
 from dgr_jax.tokens.windows import rolling_windows
@@ -20,8 +20,8 @@ def sequence(rng: np.random.Generator, length: int, prompt: int) -> TokenSequenc
     return TokenSequence(rng.integers(0, 1000, length, dtype=np.int32), np.arange(length) >= prompt)
 
 
-def reported(sequences, batches) -> ScoringReport:
-    report = ScoringReport()
+def reported(sequences, batches) -> Cost:
+    report = Cost()
     for batch in batches:
         report.shapes.add(batch.shape)
         report.count(batch, sequences)
@@ -76,7 +76,7 @@ def test_gsm8k_is_packed_to_95_percent(dgr_data):
         rendered = chat.render(Trace(str(number), row["question"], work.strip(), answer.strip(), None, "gsm8k", {}))
         ids = rendered.token_ids
         sequences.append(TokenSequence(ids, np.arange(len(ids)) >= rendered.prompt[1]))
-    report = ScoringReport()
+    report = Cost()
     for start in range(0, len(sequences), 1024):
         window = sequences[start : start + 1024]
         for batch in plan(window, tokens_per_batch=4096):

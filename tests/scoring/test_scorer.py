@@ -49,8 +49,8 @@ def test_any_subset_order_packing_and_sharing_gives_the_scores_of_float64(
     for index, score in zip(chosen, scores, strict=True):
         np.testing.assert_allclose(score.token_log_probs, expected(seed, prompts, index), atol=1e-5)
     if prompts and share and window > 40 and len(chosen) > 10:
-        assert other.report.shared > 0
-    assert share or other.report.shared == 0
+        assert other.cost.shared > 0
+    assert share or other.cost.shared == 0
 
 
 def test_sums_are_those_of_the_spans(scorer):
@@ -150,8 +150,8 @@ def test_few_shapes_are_compiled(scorer):
     fresh = Scorer(scorer.model, scorer.chat)
     for seed in range(12):
         list(fresh.score(draw_traces(60, seed)))
-    assert 1 <= len(fresh.report.shapes) <= 12
-    assert f"{len(fresh.report.shapes)} programs compiled" in fresh.report.summary()
+    assert 1 <= len(fresh.cost.shapes) <= 12
+    assert f"{len(fresh.cost.shapes)} programs compiled" in fresh.cost.summary()
 
 
 def test_workers_render_the_same(scorer):

@@ -10,9 +10,10 @@ import pytest
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.errors import UserError
+from dgr_jax.study import study
 from dgr_jax.study.config import Arm, expand
 from dgr_jax.study.report import aggregate, terminal_summary, write_report
-from dgr_jax.study.study import METRICS, Study, study
+from dgr_jax.study.study import METRICS, Study
 from dgr_jax.training.loop import DivergedError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -33,7 +34,7 @@ def small_config(model: pathlib.Path) -> dict:
 def finished(tiny_lrm, tmp_path_factory) -> tuple[dict, pathlib.Path, dict]:
     folder = tmp_path_factory.mktemp("study")
     config = small_config(tiny_lrm)
-    results = Study(config, folder, report=lambda line: None).run()
+    results = Study(config, folder, say=lambda line: None).run()
     write_report(results, folder)
     return config, folder, results
 
@@ -75,14 +76,14 @@ def test_a_finished_study_runs_nothing_again(finished, monkeypatch):
     monkeypatch.setattr(study, "train", fail)
     monkeypatch.setattr(study, "evaluate", fail)
     monkeypatch.setattr(study.Sampler, "generate", fail)
-    assert Study(config, folder, report=lambda line: None).run() == results
+    assert Study(config, folder, say=lambda line: None).run() == results
 
 
 def test_another_recipe_does_not_mix_with_finished_runs(finished):
     config, folder, _ = finished
     other = config | {"recipe": config["recipe"] | {"batch_size": 4}}
     with pytest.raises(UserError, match="config.recipe.batch_size was 8 and is now 4"):
-        Study(other, folder, report=lambda line: None).run()
+        Study(other, folder, say=lambda line: None).run()
 
 
 def test_the_report_has_the_measured_numbers_and_needs_nothing_beside_it(finished):
@@ -148,7 +149,7 @@ def test_a_report_on_many_seeds_says_what_is_a_mean_and_what_diverged(grid, tmp_
 
 def test_arms_share_their_rows(finished, tiny_lrm):
     config, folder, _ = finished
-    opened = Study(config, folder, report=lambda line: None)
+    opened = Study(config, folder, say=lambda line: None)
     rows = {}
     for dose in (0.0, 0.5, 1.0):
         rows[dose] = opened._arm_rows(Arm("tiny", "r1_act", dose=dose, rows=4))
@@ -209,7 +210,7 @@ def test_values_that_a_recipe_or_a_source_cannot_have_are_named(finished, tiny_l
         with pytest.raises(UserError, match=said):
             Study(config | changes, tmp_path)
     with pytest.raises(UserError, match="source 'r1_act' has 6 such rows; ask for no more"):
-        Study(config, folder, report=lambda line: None)._arm_rows(Arm("tiny", "r1_act", rows=7))
+        Study(config, folder, say=lambda line: None)._arm_rows(Arm("tiny", "r1_act", rows=7))
 
 
 def test_an_arm_that_diverges_is_reported_and_the_study_goes_on(finished, tmp_path, monkeypatch):

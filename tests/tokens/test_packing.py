@@ -9,7 +9,7 @@ from dgr_jax.errors import UserError
 from dgr_jax.tokens.packing import (
     PackedRows,
     Row,
-    Slots,
+    TargetPlaces,
     TokenSequence,
     best_fit,
     count_targets,
@@ -48,7 +48,7 @@ def first_fit_decreasing(sizes: list[int], capacity: int) -> int:
     return len(free)
 
 
-def pack(sequences: list[TokenSequence], share: bool) -> tuple[PackedRows, dict[int, Slots], list[Row]]:
+def pack(sequences: list[TokenSequence], share: bool) -> tuple[PackedRows, dict[int, TargetPlaces], list[Row]]:
     groups = group_by_prefix([s.token_ids for s in sequences], least=2) if share else None
     layout = lay_out(sequences, (CAPACITY,), groups)
     shape = (len(layout) + 1, CAPACITY, most_targets(sequences, layout))

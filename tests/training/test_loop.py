@@ -1,5 +1,6 @@
 """Fine-tuning: the loss is what it says, accumulation and packing do not change it, and a kill costs nothing."""
 
+import collections
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.packing import TokenSequence
 from dgr_jax.training.batches import BatchPlan, training_sequences
 from dgr_jax.training.loop import train
-from dgr_jax.training.recipe import Recipe, learning_rate
+from dgr_jax.training.recipe import Recipe, learning_rates
 
 CONFIG = Recipe(learning_rate=3e-3, steps=6, batch_size=4, row_length=256, warmup_fraction=0.3, seed=1)
 ROWS = safety_rows("r1_act", harmful=10, benign=5, seed=0)
@@ -88,43 +90,55 @@ def test_pure_bfloat16_trains(random_model, sequences):
 
 def test_the_schedule():
     config = Recipe(learning_rate=2.0, warmup_fraction=0.1, final_fraction=0.1)
-    rates = [learning_rate(config, step, 100) for step in range(100)]
+    rates = learning_rates(config, 100).tolist()
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == 2.0 and rates[55] == pytest.approx(0.1 * 2 + 0.9 * 2 * 0.5)
+    assert rates[10] == pytest.approx(2.0, rel=1e-15) and rates[55] == pytest.approx(0.1 * 2 + 0.9 * 2 * 0.5)
     assert 0.2 < rates[-1] < 0.21 and rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_every_trace_is_seen_once_per_epoch(sequences):
-    plan = BatchPlan(sequences, Recipe(epochs=4, batch_size=6, row_length=256))
+def test_rates_are_those_of_the_formula_in_double_precision():
+    recipe = Recipe(learning_rate=4e-4, warmup_fraction=0.02)
+    expected = [4e-4 * (i + 1) / 4 for i in range(4)]
+    expected += [4e-4 * 0.5 * (1 + math.cos(math.pi * i / 184)) for i in range(184)]
+    np.testing.assert_allclose(learning_rates(recipe, 188), expected, rtol=1e-12, atol=1e-19)
+
+
+def numbered(lengths: Sequence[int]) -> list[TokenSequence]:
+    """Sequences whose tokens all are their number, counted from 1; the second half of each is targets."""
+    return [TokenSequence(np.full(n, i, np.int32), np.arange(n) >= n // 2) for i, n in enumerate(lengths, start=1)]
+
+
+def test_every_trace_is_seen_once_per_epoch():
+    plan = BatchPlan(numbered(range(20, 35)), Recipe(epochs=4, batch_size=6, row_length=256))
     assert plan.steps == math.ceil(15 * 4 / 6)
-    seen = [id(member) for step in range(plan.steps) for member in plan._layout(step)[0]]
-    for epoch in range(4):
-        assert sorted(seen[15 * epoch : 15 * epoch + 15]) == sorted(map(id, sequences))
-    assert seen[:15] != seen[15:30]
+    seen = [set(np.unique(plan[step].tokens).tolist()) - {0} for step in range(plan.steps)]
+    assert {len(members) for members in seen} <= {5, 6}  # 5 where one trace ends an epoch and begins the next
+    for half in (seen[:5], seen[5:]):  # five steps of six are two epochs
+        counts = collections.Counter(number for members in half for number in members)
+        assert set(counts) == set(range(1, 16)) and max(counts.values()) == 2
+    assert seen[0] | seen[1] != seen[5] | seen[6]
 
 
 @pytest.mark.parametrize(("accumulation", "row_multiple"), [(1, 1), (3, 1), (2, 4)])
 def test_a_run_has_few_shapes_and_little_padding(accumulation, row_multiple):
-    rng = np.random.default_rng(0)
-    lengths = [int(n) for n in rng.integers(20, 190, 960)]
-    sequences = [TokenSequence(np.ones(n, np.int32), np.arange(n) >= n // 2) for n in lengths]
-    config = Recipe(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
-    plan = BatchPlan(sequences, config, row_multiple)
-    shapes = [plan[step].tokens.shape for step in range(plan.steps)]
-    assert len(set(shapes)) <= 8 and {shape[0] for shape in shapes} == {accumulation}
-    assert all(rows % row_multiple == 0 for _, rows, _ in shapes)
-    needed = [len(plan._layout(step)[1]) for step in range(plan.steps)]
-    grain = accumulation * row_multiple * math.ceil(max(needed) / (8 * accumulation * row_multiple))
-    for (micro, rows, length), least in zip(shapes, needed, strict=True):
-        assert length == 192 and least <= micro * rows < least + grain
-    weights = sum(float(plan[step].weights.sum()) for step in range(plan.steps))
-    assert weights == sum(s.targets for s in sequences)
+    sequences = numbered(np.random.default_rng(0).integers(20, 190, 960).tolist())
+    recipe = Recipe(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
+    plan = BatchPlan(sequences, recipe, row_multiple)
+    batches = [plan[step] for step in range(plan.steps)]
+    shapes = [batch.tokens.shape for batch in batches]
+    assert len(set(shapes)) <= 8 and {(shape[0], shape[2]) for shape in shapes} == {(accumulation, 192)}
+    assert all(shape[1] % row_multiple == 0 for shape in shapes)
+    filled = [int(batch.tokens.any(-1).sum()) for batch in batches]
+    most = max(filled)
+    for shape, rows in zip(shapes, filled, strict=True):
+        assert rows <= shape[0] * shape[1] < rows + most / 8 + accumulation * row_multiple
+    assert sum(float(batch.weights.sum()) for batch in batches) == sum(s.targets for s in sequences)
 
 
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
-import pathlib, test_sft as t
+import pathlib, test_loop as t
 from dgr_jax.training import checkpoints
 save = checkpoints.CheckpointStore.save
 def save_then_go_on(self, step, state):
@@ -178,7 +192,7 @@ def test_a_rate_that_explodes_is_an_error(random_model, sequences):
 
 
 def test_a_trace_that_does_not_fit_is_named(random_model):
-    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than --config.row_length=16"):
+    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than `row_length`=16"):
         training_sequences(ROWS, ChatFormat.from_pretrained(random_model), 16)
 
 
@@ -204,5 +218,5 @@ def test_nothing_to_train_on():
     ],
 )
 def test_a_recipe_refuses_what_it_cannot_do(field, value, wanted):
-    with pytest.raises(UserError, match=f"recipe: {field}=.*; give {wanted}"):
+    with pytest.raises(UserError, match=f"recipe: `{field}` is .*; give {wanted}"):
         Recipe(**{field: value})
