@@ -4,6 +4,7 @@ The lists are made once per batch from three integers per token (`prepare`), and
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, Self
 
 import jax
@@ -210,6 +211,12 @@ def _most_steps(batch: int, queries: int, keys: int, tile_shape: TileShape) -> i
     return batch * sum(max(1, -(-end // tile_shape.k)) for end in ends)
 
 
+@functools.partial(jax.jit, static_argnames=("keys", "tile_shape"))
+def _pairs_and_tiles(visibility: Visibility, keys: int, tile_shape: TileShape) -> tuple[jax.Array, Tiles]:
+    """Compiled, because `visible_pairs` has an intermediate number for each query and tile of keys."""
+    return visible_pairs(visibility, keys, tile_shape), Tiles.of(visibility, keys, tile_shape)
+
+
 class TileCount(NamedTuple):
     """Tiles of a batch, per kv head.
 
@@ -238,7 +245,7 @@ def count_tiles(visibility: Visibility, block_q: int, block_k: int, *, keys: int
     tile_shape = TileShape(block_q, block_k)
     keys = visibility.own_start.shape[1] if keys is None else keys
     visibility.check(keys)
-    pairs = visible_pairs(visibility, keys, tile_shape)
-    visited = Tiles.of(visibility, keys, tile_shape).by_query.starts[-1]
+    pairs, tiles = _pairs_and_tiles(visibility, keys, tile_shape)
+    visited = tiles.by_query.starts[-1]
     # numpy adds in 64 bits: a row of 65,536 tokens has more pairs than 32 bits hold.
     return TileCount(int(visited), int((pairs > 0).sum()), int(np.asarray(pairs).sum(dtype=np.int64)))
