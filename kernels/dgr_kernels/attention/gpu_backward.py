@@ -50,9 +50,9 @@ class _DqScratch(NamedTuple):
 class _DkvScratch(NamedTuple):
     """Shared memory and barriers: k and v per warpgroup, queries per slot; see `_dkv_kernel` for the barriers."""
 
+    queries: _Queries  # first in memory: behind k and v, ptxas spills 8 bytes more
     k: Any
     v: Any
-    queries: _Queries
     keys_here: Any
     q_here: Any
     dout_here: Any
@@ -78,9 +78,9 @@ def backward(scale: float, kept: Any, given: Any) -> tuple[Any, ...]:
     (dq,) = hopper.launch(_dq_kernel, "attention_dq", grid, (q,), scratch, inputs, scale=scale)
     keys = hopper.tile_memory((hopper.WARPGROUPS, TILE_SHAPE.k // hopper.WARPGROUPS, H), k.dtype)
     scratch = _DkvScratch(
+        queries=_Queries.types(DKV_STAGES, TILE_SHAPE.q // _PARTS, H, k.dtype),
         k=keys,
         v=keys,
-        queries=_Queries.types(DKV_STAGES, TILE_SHAPE.q // _PARTS, H, k.dtype),
         keys_here=plgpu.Barrier(num_arrivals=2, num_barriers=hopper.WARPGROUPS),
         q_here=plgpu.Barrier(num_arrivals=3, num_barriers=DKV_STAGES),
         dout_here=plgpu.Barrier(num_barriers=DKV_STAGES),
