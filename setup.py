@@ -14,6 +14,7 @@ setup(
     package_data={"dgr_jax": ["assets/*", "assets/tiny_lrm/*"]},
     install_requires=[
         "jax>=0.11.1,<0.13",
+        "jaxtyping>=0.3",
         "flax>=0.12.12",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.3,<0.13",
@@ -21,6 +22,8 @@ setup(
         "safetensors>=0.6",
         "jinja2>=3.1",
         "datasets>=4",
+        "scipy>=1.14",
+        "tqdm>=4.66",
         "tensorflow-datasets>=4.9.10",
         "absl-py>=2",
         "ml_collections>=1",
@@ -29,7 +32,7 @@ setup(
         "numpy>=2",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "pyright", "scipy"],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright"],
         "parity": ["torch>=2.9", "accelerate"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],

@@ -6,8 +6,7 @@ python benchmarks/attention.py            (small on a CPU, full size on an accel
 import functools
 import json
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import harness
@@ -18,11 +17,8 @@ import rivals
 from absl import app, flags
 from dgr_kernels.attention import Visibility, attention, count_tiles, prepare
 
-flags.DEFINE_integer("rounds", 7, "Rounds of timing.", lower_bound=1)
 flags.DEFINE_list("cases", ["causal", "packed", "group"], "Which of causal, packed, group.")
 flags.DEFINE_integer("length", None, "Tokens of a causal or packed row; 8192 by default, 1024 on a CPU.", lower_bound=1)
-flags.DEFINE_bool("backward", True, "Time the gradient too.")
-flags.DEFINE_string("output", None, "JSON file; benchmarks/results/attention_DEVICE.json by default.")
 FLAGS = flags.FLAGS
 
 
@@ -62,8 +58,9 @@ def packed_ids(T: int) -> np.ndarray:
     return np.pad(ids, (0, T - len(ids)))
 
 
-def draw(rng: np.random.Generator, *shapes: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+def draw(shapes: list[tuple[int, ...]], dtype: jnp.dtype, rng: np.random.Generator) -> list[tuple[jax.Array, ...]]:
+    """Several sets of arrays."""
+    return [tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes) for _ in range(harness.INPUT_SETS)]
 
 
 def contenders(case: Case, dtype: jnp.dtype) -> Iterator[harness.Contender]:
@@ -71,49 +68,31 @@ def contenders(case: Case, dtype: jnp.dtype) -> Iterator[harness.Contender]:
     B, T = case.visibility.own_start.shape
     N, K, H = case.N, case.K, case.H
     rng = np.random.default_rng(1)
-    inputs = [draw(rng, (B, T, N, H), (B, T, K, H), (B, T, K, H), dtype=dtype) for _ in range(harness.INPUT_SETS)]
+    inputs = draw([(B, T, N, H), (B, T, K, H), (B, T, K, H)], dtype, rng)
     flops = 4.0 * H * N * count_tiles(case.visibility, 128, 128).pairs
     moved = jnp.dtype(dtype).itemsize * B * T * H * (2 * N + 2 * K)
-
-    def both_ways(name: str, call: Callable[..., jax.Array], inputs, backward: bool = True, question: str = "rows"):
-        yield harness.contender(name, case.name, "forward", call, inputs, flops, moved, question)
-        if backward and FLAGS.backward:
-            gradient = jax.grad(lambda *x: call(*x).astype(jnp.float32).sum(), (0, 1, 2))
-            yield harness.contender(
-                name, case.name, "forward + backward", gradient, inputs, 3.5 * flops, 3 * moved, question
-            )
-
-    for name in _ours():
+    work, by = harness.Work(case.name, flops, moved, more_flops=3.5), (0, 1, 2)
+    for name in harness.ours("attention"):
         # The lists belong to the batch, not to the layer: made outside of what is timed, and shown by themselves.
         make_lists = functools.partial(prepare, keys=T, heads=(N, K), implementation=name)
-        lists = make_lists(case.visibility)
-        if lists.tiles is not None:
-            yield harness.contender(f"{name}: lists", case.name, "prepare", make_lists, [(case.visibility,)], 0, 0)
-        yield from both_ways(name, functools.partial(attention, visibility=lists, implementation=name), inputs)
+        tiles = make_lists(case.visibility)
+        if tiles is not None:
+            nothing, arguments = harness.Work(case.name, 0, 0, compare=False), [(case.visibility,)]
+            lists = harness.Contender(f"{name}: lists", nothing, "prepare", make_lists, arguments)
+            yield lists.attempt(harness.compile_jax)
+        ours = functools.partial(attention, visibility=case.visibility, tiles=tiles, implementation=name)
+        yield from harness.contenders(name, work, ours, inputs, by)
     causal = case.segment_ids is None and case.continuations is None
     for rival in rivals.attention_rivals(case.visibility, case.segment_ids, causal):
         sets = [(*arrays, *rival.extra) for arrays in inputs]
-        yield from both_ways(rival.name, rival.call, sets, rival.backward)
+        yield from harness.contenders(rival.name, work, rival.call, sets, by if rival.backward else ())
     if case.continuations is not None:
         prefix, count, length = case.continuations
-        shapes = [(count, prefix + length, heads, H) for heads in (N, K, K)]
-        separate = [draw(rng, *shapes, dtype=dtype) for _ in range(harness.INPUT_SETS)]
-        yield from both_ways(f"{count} causal rows", rivals.cudnn_or_xla_rows, separate, question="")
-    torch = rivals.torch_attention() if causal else None
-    if torch is not None:
-        forward, both, wait = torch
-        tensors = [tuple(rivals.to_torch(x) for x in arrays) for arrays in inputs]
-        yield harness.Contender("torch SDPA", case.name, "forward", forward, tensors, flops, moved, wait)
-        if FLAGS.backward:
-            yield harness.Contender(
-                "torch SDPA", case.name, "forward + backward", both, tensors, 3.5 * flops, 3 * moved, wait
-            )
-
-
-def _ours() -> tuple[str, ...]:
-    """Attention has one more on a CPU: tile by tile."""
-    backend = jax.default_backend()
-    return (*harness.OURS[backend], "tiled") if backend == "cpu" else harness.OURS[backend]
+        separate = draw([(count, prefix + length, heads, H) for heads in (N, K, K)], dtype, rng)
+        rows = rivals.cudnn_or_xla_rows
+        yield from harness.contenders(f"{count} causal rows", work._replace(compare=False), rows, separate, by)
+    if causal:
+        yield from rivals.torch_contenders("torch SDPA", work, rivals.torch_attention, inputs, by)
 
 
 def main(_: list[str]) -> None:
@@ -122,11 +101,7 @@ def main(_: list[str]) -> None:
     everyone = harness.roofs(small)
     for case in cases(small):
         everyone += contenders(case, dtype)
-    harness.run(everyone, FLAGS.rounds)
-    output = pathlib.Path(FLAGS.output) if FLAGS.output else harness.default_output("attention")
-    print(harness.report("Attention", everyone, _ours(), output))
-    print(f"\nwritten to {output}")
-    sys.exit(harness.exit_status(everyone, _ours()))
+    harness.finish("attention", everyone)
 
 
 if __name__ == "__main__":

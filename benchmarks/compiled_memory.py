@@ -3,12 +3,9 @@
 make compiled-memory       (a few minutes)
 """
 
-import datetime
-import importlib.metadata
-import json
 from typing import Any
 
-from harness import RESULTS
+import harness
 from targets import DEVICES, IMPLEMENTATION, MODELS, attention_program, token_scores_program
 
 LENGTH = 32_768
@@ -29,19 +26,15 @@ def main() -> None:
                     temporary = compiled.memory_analysis().temp_size_in_bytes
                     row[f"{device}{' + gradient' if gradient else ''}"] = round(temporary / 2**20, 1)
             rows.append(row)
-    columns = list(rows[0])
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(str(row[c]) if isinstance(row[c], str) else f"{row[c]:,.0f}" for c in columns) + " |")
+    cells = ([x if isinstance(x, str) else f"{x:,.0f}" for x in row.values()] for row in rows)
+    print(harness.table(list(rows[0]), cells))
     record = {
         "unit": f"MiB of temporary memory, {LENGTH} tokens in one row, bfloat16",
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "jax-cuda13-plugin")},
+        "versions": harness.versions(("jax", "libtpu", "jax-cuda13-plugin")),
         "command": "make compiled-memory",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rows": rows,
     }
-    (RESULTS / "compiled_memory.json").write_text(json.dumps(record, indent=1) + "\n")
+    harness.write(record, harness.RESULTS / "compiled_memory.json")
 
 
 if __name__ == "__main__":

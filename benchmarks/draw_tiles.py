@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from absl import app, flags
-from dgr_kernels.attention import Blocks, Visibility
-from dgr_kernels.attention.tiles import Tiles
+from dgr_kernels.attention import Tiles, TileShape, Visibility
 
 from dgr_jax.data.sources import iter_source
 from dgr_jax.tokens.chat import ChatFormat
@@ -27,7 +26,7 @@ flags.DEFINE_string("input", None, "Traces, as the scripts take them.", required
 flags.DEFINE_string("model", None, "Folder of the tokenizer.", required=True)
 flags.DEFINE_string("output", "docs/images/tile_lists.png", "The picture.")
 FLAGS = flags.FLAGS
-BLOCKS = Blocks(128, 128)
+TILE_SHAPE = TileShape(128, 128)
 COLOURS = ("#ffffff", "#e3e8f0", "#8fb0dc", "#2f5d9e")
 MEANINGS = ("after the query: never seen", "before it, and not visited", "visited with a mask", "visited without one")
 
@@ -57,9 +56,9 @@ def packed_row(length: int) -> tuple[Visibility, int]:
 def show(panel: Any, visibility: Visibility, title: str) -> None:
     """One row's tiles, keys across and queries down."""
     T = visibility.own_start.shape[1]
-    tiles = Tiles.of(visibility, T, BLOCKS)
+    tiles = Tiles.of(visibility, T, TILE_SHAPE)
     steps = tiles.by_query.steps[: int(tiles.by_query.starts[-1])]
-    code, across = tiles.by_query.code, -(-T // BLOCKS.k)
+    code, across = tiles.by_query.code, -(-T // TILE_SHAPE.k)
     kinds = np.tril(np.ones((across, across), int))
     kinds[np.asarray(code.outer(steps)), np.asarray(code.inner(steps))] = 3 - np.asarray(code.partial(steps))
     panel.imshow(kinds, cmap=ListedColormap(COLOURS), vmin=0, vmax=3, extent=(0, T, T, 0), interpolation="none")

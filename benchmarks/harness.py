@@ -16,27 +16,55 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants memory on the same card
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
+from dgr_kernels import IMPLEMENTATIONS, KERNELS
 
+flags.DEFINE_integer("rounds", 7, "Rounds of timing.", lower_bound=1)
+flags.DEFINE_bool("backward", True, "Time the gradient too.")
+flags.DEFINE_string("output", None, "JSON file; benchmarks/results/OPERATION_DEVICE.json by default.")
+FLAGS = flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / "results"
-OURS = {"cpu": ("reference", "chunked"), "gpu": ("chunked", "gpu"), "tpu": ("chunked", "tpu")}
-"""Implementations of ours that are worth timing on a device."""
 INPUT_SETS = 3
 TOLERANCE = 0.02
 """Between contenders, relative to the largest value: bfloat16 has three digits."""
 _SECONDS_PER_ROUND = 0.2
-_COLUMNS = (
-    "case", "direction", "implementation", "ms", "TFLOP/s", "of matmul roof", "GB/s", "peak MiB", "difference",
-    "time / ours",
-)  # fmt: skip
+_NUMBERS = {
+    "ms": ("ms", ".3f"),
+    "TFLOP/s": ("tflops", ".3f"),
+    "of matmul roof": ("of_matmul_roof", ".0%"),
+    "GB/s": ("gb_per_s", ".1f"),
+    "peak MiB": ("peak_mib", ",.0f"),
+    "difference": ("difference", ".0e"),
+    "time / ours": ("times_ours", ".2f"),
+}
+"""Columns of the table after the first three: name in the JSON, and format."""
 _PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "torch", "tokamax")
+
+
+class Work(NamedTuple):
+    """What a call does.
+
+    Attributes:
+      case: a name; contenders of one case and direction are compared.
+      flops: useful ones; what is recomputed or masked does not count.
+      bytes: that it must at least move.
+      more_flops: how many times as many flops it takes with the gradient; bytes are three times as many.
+      compare: whether results must agree with those of the first contender.
+    """
+
+    case: str
+    flops: float
+    bytes: float
+    more_flops: float = 3
+    compare: bool = True
 
 
 @dataclasses.dataclass
@@ -45,76 +73,122 @@ class Contender:
 
     Attributes:
       name: of the implementation.
-      case: what it computes; contenders of one case and direction are compared.
+      work: of a call.
       direction: "forward" or "forward + backward".
       call: the function, taking one of `inputs`.
       inputs: several sets of arguments.
-      flops: useful ones of a call; what is recomputed or masked does not count.
-      bytes: that a call must at least move.
       wait: blocks until a result is there.
       memory: peak bytes, where a compiler says.
-      question: results of the same one are compared; "" for none.
       failure: why there is no time.
       error: how far the result is from that of the first contender.
     """
 
     name: str
-    case: str
+    work: Work
     direction: str
     call: Callable[..., Any]
     inputs: Sequence[tuple[Any, ...]]
-    flops: float
-    bytes: float
     wait: Callable[[Any], object] = jax.block_until_ready
     memory: int | None = None
-    question: str = ""
     failure: str = ""
     result: Any = None
     error: float | None = None
     seconds: list[float] = dataclasses.field(default_factory=list)
     calls: int = 1
 
+    def attempt(self, action: Callable[["Contender"], object]) -> "Contender":
+        """Does something with it, unless it failed. Whatever the limits of a rival are, they belong in the table."""
+        try:
+            if not self.failure:
+                action(self)
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            self.failure = f"{type(error).__name__}: {text[0] if text else ''}"[:100]
+        return self
 
-def contender(
-    name: str, case: str, direction: str, function: Callable[..., Any], inputs, flops, bytes, question: str = ""
-) -> Contender:
-    """A JAX function, compiled; one that does not compile here is kept with its reason."""
-    try:
-        compiled = jax.jit(function).lower(*inputs[0]).compile()
-    except Exception as error:  # a rival's own limits, whatever they are, belong in the table
-        return Contender(name, case, direction, function, inputs, flops, bytes, failure=_reason(error))
-    memory: Any = compiled.memory_analysis()
-    peak = None
+    @property
+    def median(self) -> float:
+        """Seconds of a call."""
+        return statistics.median(self.seconds)
+
+
+def both_ways(
+    name: str, work: Work, forward: Callable[..., Any], both: Callable[..., Any] | None, inputs: Any, **rest: Any
+) -> Iterator[Contender]:
+    """A contender forward and, if there is a function for both directions and it is asked for, with the gradient."""
+    yield Contender(name, work, "forward", forward, inputs, **rest)
+    if both and FLAGS.backward:
+        more = work._replace(flops=work.more_flops * work.flops, bytes=3 * work.bytes)
+        yield Contender(name, more, "forward + backward", both, inputs, **rest)
+
+
+def contenders(
+    name: str, work: Work, call: Callable[..., jax.Array], inputs: Any, by: Sequence[int]
+) -> Iterator[Contender]:
+    """A JAX function, and its gradient by the arguments `by` if there are any, compiled."""
+    total = lambda *x: call(*x).astype(jnp.float32).sum()  # noqa: E731
+    for contender in both_ways(name, work, call, jax.grad(total, by) if by else None, inputs):
+        yield contender.attempt(compile_jax)
+
+
+def compile_jax(c: Contender) -> None:
+    """Puts the compiled function in its place."""
+    c.call = jax.jit(c.call).lower(*c.inputs[0]).compile()
+    memory: Any = c.call.memory_analysis()
     if memory is not None:
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return Contender(name, case, direction, compiled, inputs, flops, bytes, memory=peak, question=question)
+        c.memory = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
 
 
-def run(contenders: Sequence[Contender], rounds: int) -> None:
-    """Times all of them, a round at a time."""
+def ours(operation: str) -> tuple[str, ...]:
+    """Implementations of ours that are worth timing here."""
+    if jax.default_backend() == "cpu":
+        return tuple(name for name in IMPLEMENTATIONS[operation] if name not in KERNELS)
+    return "chunked", jax.default_backend()
+
+
+def roofs(small: bool) -> list[Contender]:
+    """A large matrix product and a large copy: what the device can do at best."""
+    n, dtype = (1024, jnp.float32) if small else (8192, jnp.bfloat16)
+    items = (1 << 24) if small else (1 << 29)
+    rng = np.random.default_rng(0)
+    sets = [tuple(jnp.asarray(rng.normal(size=(n, n)), dtype) for _ in range(2)) for _ in range(INPUT_SETS)]
+    size = jnp.dtype(dtype).itemsize
+    values = [(jnp.asarray(rng.normal(size=1 << 20), dtype).repeat(items >> 20),)]
+    product = Work(f"roof: {n}^3 {dtype.dtype.name}", 2 * n**3, 3 * n * n * size, compare=False)
+    copy = Work(f"roof: {items * size >> 20} MiB", 0, 2 * items * size, compare=False)
+    found = Contender("matmul", product, "", jnp.matmul, sets), Contender("copy", copy, "", jnp.negative, values)
+    return [contender.attempt(compile_jax) for contender in found]
+
+
+def finish(operation: str, contenders: Sequence[Contender]) -> NoReturn:
+    """Times all of them, a round at a time, prints and writes a table of medians, and exits.
+
+    The status is 1 where one of our own implementations failed, or did not agree with the first of them.
+    """
     for c in contenders:
-        if not c.failure:
-            _guarded(c, _warm)
+        c.attempt(_warm)
     _compare(contenders)
-    for _ in range(rounds):
+    for _ in range(FLAGS.rounds):
         for c in contenders:
-            if not c.failure:
-                _guarded(c, _time)
+            c.attempt(_time)
     for c in contenders:
-        if not c.failure and statistics.median(c.seconds) <= 0:
+        if not c.failure and c.median <= 0:
             c.failure = "too noisy to time: more rounds, or a quieter machine"
-
-
-def exit_status(contenders: Sequence[Contender], ours: Sequence[str]) -> int:
-    """1 where one of our own implementations failed, or did not agree with the first of them."""
-    return int(any(c.name in ours and (c.failure or (c.error or 0) > TOLERANCE) for c in contenders))
-
-
-def _guarded(c: Contender, action: Callable[[Contender], object]) -> None:
-    try:
-        action(c)
-    except Exception as error:  # whatever the limits of a rival are, they belong in the table
-        c.failure = _reason(error)
+    device = jax.devices()[0].device_kind
+    record = {
+        "title": operation.replace("_", " ").capitalize(),
+        "device": device,
+        "platform": jax.default_backend(),
+        "versions": versions(_PACKAGES),
+        "python": sys.version.split()[0],
+        "command": shlex.join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "rows": _rows(contenders, ours(operation)),
+    }
+    print(record["title"], device, record["versions"], f"`{record['command']}`\n")
+    print(table(["case", "direction", "implementation", *_NUMBERS], map(_cells, record["rows"])) + "\n")
+    default = RESULTS / f"{operation}_{device.lower().replace(' ', '_')}.json"
+    write(record, pathlib.Path(FLAGS.output or default))
+    sys.exit(any(c.name in ours(operation) and (c.failure or (c.error or 0) > TOLERANCE) for c in contenders))
 
 
 def _warm(c: Contender) -> None:
@@ -138,111 +212,64 @@ def _calls(c: Contender, count: int) -> float:
 
 
 def _compare(contenders: Sequence[Contender]) -> None:
-    """Largest difference from the first contender with the same case, direction and question, by its largest value."""
-    first: dict[tuple[str, str, str], Any] = {}
+    """Largest difference from the first contender with the same case and direction, by its largest value."""
+    first: dict[tuple[str, str], Any] = {}
     for c in contenders:
-        if not c.failure and c.question:
+        if not c.failure and c.work.compare:
             found = [np.asarray(jnp.asarray(x, jnp.float32)) for x in jax.tree.leaves(c.result)]
-            expected = first.setdefault((c.case, c.direction, c.question), found)
+            expected = first.setdefault((c.work.case, c.direction), found)
             c.error = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True))
         c.result = None
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:100]
-
-
-def roofs(small: bool) -> list[Contender]:
-    """A large matrix product and a large copy: what the device can do at best."""
-    n, dtype = (1024, jnp.float32) if small else (8192, jnp.bfloat16)
-    items = (1 << 24) if small else (1 << 29)
-    rng = np.random.default_rng(0)
-    sets = [tuple(jnp.asarray(rng.normal(size=(n, n)), dtype) for _ in range(2)) for _ in range(INPUT_SETS)]
-    size = jnp.dtype(dtype).itemsize
-    product = contender("matmul", f"roof: {n}^3 {dtype.dtype.name}", "", jnp.matmul, sets, 2 * n**3, 3 * n * n * size)
-    values = [(jnp.asarray(rng.normal(size=1 << 20), dtype).repeat(items >> 20),)]
-    copy = contender("copy", f"roof: {items * size >> 20} MiB", "", jnp.negative, values, 0, 2 * items * size)
-    return [product, copy]
-
-
-def report(title: str, contenders: Sequence[Contender], ours: Sequence[str], output: pathlib.Path | None) -> str:
-    """Markdown table of medians; also written with its circumstances to `output`.json where one is given.
-
-    Args:
-      ours: names of our implementations: each other row shows its time as a multiple of the fastest of them.
-    """
-    products = [c.flops / statistics.median(c.seconds) for c in contenders if c.name == "matmul" and not c.failure]
-    roof = max(products, default=0)
+def _rows(contenders: Sequence[Contender], ours: Sequence[str]) -> list[dict[str, Any]]:
+    """What was measured; `times_ours` is a multiple of the fastest of ours."""
+    timed = [c for c in contenders if not c.failure]
+    roof = max((c.work.flops / c.median for c in timed if c.name == "matmul"), default=0)
     rows = []
     for c in contenders:
-        row: dict[str, Any] = {"case": c.case, "direction": c.direction, "implementation": c.name}
+        row: dict[str, Any] = {"case": c.work.case, "direction": c.direction, "implementation": c.name}
         if c.failure:
             rows.append(row | {"failure": c.failure})
             continue
-        median = statistics.median(c.seconds)
-        peers = [
-            statistics.median(p.seconds)
-            for p in contenders
-            if p.name in ours and not p.failure and (p.case, p.direction) == (c.case, c.direction)
-        ]
+        peers = [p for p in timed if p.name in ours and (p.work.case, p.direction) == (c.work.case, c.direction)]
         row |= {
-            "ms": median * 1e3,
+            "ms": c.median * 1e3,
             "ms_range": [min(c.seconds) * 1e3, max(c.seconds) * 1e3],
-            "tflops": c.flops / median / 1e12,
-            "of_matmul_roof": c.flops / median / roof if roof else None,
-            "gb_per_s": c.bytes / median / 1e9,
+            "tflops": c.work.flops / c.median / 1e12,
+            "of_matmul_roof": c.work.flops / c.median / roof if roof else None,
+            "gb_per_s": c.work.bytes / c.median / 1e9,
             "peak_mib": None if c.memory is None else c.memory / 2**20,
             "difference": c.error,
-            "times_ours": median / min(peers) if peers else None,
+            "times_ours": c.median / min(p.median for p in peers) if peers else None,
         }
         rows.append(row)
-    record = {
-        "title": title,
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "python": sys.version.split()[0],
-        "command": shlex.join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "rows": rows,
-    }
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(record, indent=1) + "\n")
-    return _table(record)
+    return rows
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _cells(row: dict[str, Any]) -> list[str]:
+    values = [(row.get(key), form) for key, form in _NUMBERS.values()]
+    numbers = ["" if value is None else format(value, form) for value, form in values]
+    if "failure" in row:
+        numbers[0] = row["failure"]
+    return [row["case"], row["direction"], row["implementation"], *numbers]
 
 
-def _table(record: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
-    lines = [
-        f"{record['title']}: {record['device']}, {record['date']}, {versions}, `{record['command']}`",
-        "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
-    for row in record["rows"]:
-        head = f"| {row['case']} | {row['direction']} | {row['implementation']} |"
-        if "failure" in row:
-            lines.append(f"{head} {row['failure']} | | | | | | |")
-            continue
-        share = "" if row["of_matmul_roof"] is None else f"{row['of_matmul_roof']:.0%}"
-        peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
-        ratio = "" if row["times_ours"] is None else f"{row['times_ours']:.2f}"
-        error = "" if row["difference"] is None else f"{row['difference']:.0e}"
-        cells = (f"{row['ms']:.3f}", f"{row['tflops']:.3f}", share, f"{row['gb_per_s']:.1f}", peak, error, ratio)
-        lines.append(f"{head} {' | '.join(cells)} |")
-    return "\n".join(lines)
+def table(columns: Sequence[str], rows: Iterator[list[str]]) -> str:
+    """In Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def default_output(name: str) -> pathlib.Path:
-    """Where a benchmark's JSON goes: named by the device."""
-    kind = jax.devices()[0].device_kind.lower().replace(" ", "_")
-    return RESULTS / f"{name}_{kind}.json"
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {name: installed[name] for name in packages if name in installed}
+
+
+def write(record: dict[str, Any], output: pathlib.Path) -> None:
+    """A JSON file, with the date."""
+    record["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written to {output}")

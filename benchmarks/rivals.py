@@ -3,9 +3,10 @@
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 from dgr_kernels.attention import Visibility
@@ -102,54 +103,49 @@ def _tokamax_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
     return tokamax.dot_product_attention(q, k, v, mask=mask, is_causal=mask is None)
 
 
-def torch_attention() -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Any], object]] | None:
-    """torch's causal SDPA: forward, forward and backward, and what waits; None where there is no torch for it."""
-    torch = _torch()
-    if torch is None:
-        return None
-
-    def forward(q: Any, k: Any, v: Any) -> Any:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-
-    def both(q: Any, k: Any, v: Any) -> Any:
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        return torch.autograd.grad(forward(*leaves).float().sum(), leaves)
-
-    return forward, both, _torch_wait(torch)
+def tokamax_scores(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of each token: minus our log-probability."""
+    tokamax = importlib.import_module("tokamax")
+    return tokamax.linear_softmax_cross_entropy_loss(hidden, targets, unembed.T, reduction="none")
 
 
-def torch_scores() -> tuple[Callable[..., Any], Callable[..., Any], Callable[[Any], object]] | None:
-    """torch's plain cross entropy over logits: forward, forward and backward, and what waits."""
-    torch = _torch()
-    if torch is None:
-        return None
+def torch_contenders(
+    name: str, work: harness.Work, forward: Callable[..., Any], inputs: Any, by: Sequence[int]
+) -> Iterator[harness.Contender]:
+    """A function of torch's `functional` and tensors, with its gradient; nobody where there is no torch for the device.
 
-    def forward(hidden: Any, unembed: Any, targets: Any) -> Any:
-        return torch.nn.functional.cross_entropy((hidden @ unembed.T).float(), targets.long(), reduction="none")
-
-    def both(hidden: Any, unembed: Any, targets: Any) -> Any:
-        hidden, unembed = (x.detach().requires_grad_() for x in (hidden, unembed))
-        return torch.autograd.grad(forward(hidden, unembed, targets).sum(), (hidden, unembed))
-
-    return forward, both, _torch_wait(torch)
-
-
-def to_torch(x: jax.Array) -> Any:
-    """The same numbers on the same kind of device."""
-    torch: Any = _torch()
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    if x.dtype == jnp.bfloat16:
-        return torch.tensor(jax.device_get(x.astype(jnp.float32))).to(device, torch.bfloat16)
-    return torch.tensor(jax.device_get(x)).to(device)
-
-
-def _torch() -> Any:
+    Args:
+      by: of the leading arguments.
+    """
     if importlib.util.find_spec("torch") is None or jax.default_backend() == "tpu":
-        return None
+        return
     torch: Any = importlib.import_module("torch")  # by name: the type checker runs where it is not installed
-    return torch if jax.default_backend() == "cpu" or torch.cuda.is_available() else None
+    on_gpu = torch.cuda.is_available()
+    if jax.default_backend() == "gpu" and not on_gpu:
+        return
+    call = functools.partial(forward, torch.nn.functional)
+
+    def both(*tensors: Any) -> Any:
+        leaves = [x.detach().requires_grad_() for x in tensors[: len(by)]]
+        return torch.autograd.grad(call(*leaves, *tensors[len(by) :]).float().sum(), leaves)
+
+    def tensor(x: jax.Array) -> Any:
+        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        if x.dtype == jnp.bfloat16:
+            return torch.tensor(jax.device_get(x.astype(jnp.float32))).to(device, torch.bfloat16)
+        return torch.tensor(jax.device_get(x)).to(device)
+
+    tensors = [tuple(map(tensor, arrays)) for arrays in inputs]
+    wait = lambda _: torch.cuda.synchronize() if on_gpu else None  # noqa: E731
+    yield from harness.both_ways(name, work._replace(compare=False), call, both, tensors, wait=wait)
 
 
-def _torch_wait(torch: Any) -> Callable[[Any], object]:
-    return lambda _: torch.cuda.synchronize() if torch.cuda.is_available() else None
+def torch_attention(functional: Any, q: Any, k: Any, v: Any) -> Any:
+    """Causal SDPA."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def torch_scores(functional: Any, hidden: Any, unembed: Any, targets: Any) -> Any:
+    """Plain cross entropy over logits."""
+    return functional.cross_entropy((hidden @ unembed.T).float(), targets.long(), reduction="none")

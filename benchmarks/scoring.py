@@ -43,7 +43,6 @@ MODELS = {
 CASES = ("STAR-1", "8 responses")
 _COLUMNS = (
     "case", "contender", "tokens/s", "of lm_eval", "GFLOP/s", "of matmul roof", "peak MiB", "padding", "programs",
-    "busy",
 )  # fmt: skip
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 """Nats per token between contenders."""
@@ -128,12 +127,11 @@ def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callabl
         return [float(s.log_probs.sum(dtype=np.float64)) for s in scorer.score_sequences(sequences)]
 
     def details() -> dict[str, Any]:
-        report = scorer.cost
+        cost = scorer.cost
         return {
-            "padding": report.padding_share,
-            "programs": len(report.shapes),
-            "busy": report.busy_share,
-            "saved": report.shared / report.tokens,
+            "padding": cost.padding_share,
+            "programs": len(cost.shapes),
+            "saved": cost.shared / cost.tokens,
         }
 
     return answer, details
@@ -185,7 +183,7 @@ def roof(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[st
     import jax
     import jax.numpy as jnp
 
-    from dgr_jax.scoring.scorer import usual_tokens_per_batch
+    from dgr_jax.scoring.settings import usual_tokens_per_batch
 
     dtype = jnp.dtype(FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
@@ -317,7 +315,7 @@ def measure(folder: str) -> list[dict[str, Any]]:
                 "gap_per_token": float((gaps / [len(r.response) for r in requests]).max()),
             }
             last = timed[name][-1]
-            rows.append(row | {key: last[key] for key in ("padding", "programs", "busy", "saved") if key in last})
+            rows.append(row | {key: last[key] for key in ("padding", "programs", "saved") if key in last})
     return rows
 
 
@@ -341,7 +339,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             row["case"], row["contender"], f"{row['tokens_per_second']:,.0f}",
             f"{row['tokens_per_second'] / max(rivals):.2f}" if rivals else "", f"{row['gflops']:.0f}",
             f"{row['of_roof']:.0%}", f"{row['peak_mib']:,.0f}", share("padding"), str(row.get("programs", "")),
-            share("busy"),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dgr_kernels.attention import Visibility, attention
+from dgr_kernels.attention import Visibility, attention_and_log_sum_exp
 from dgr_kernels.token_scores import token_scores
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -91,7 +91,7 @@ def attention_program(device: str, shapes: Shapes, length: int, implementation: 
     bounds = array(1, length, dtype=jnp.int32)
 
     def run(q, k, v, visibility):
-        out, log_sum_exp = attention(q, k, v, visibility, implementation=implementation, return_log_sum_exp=True)
+        out, log_sum_exp = attention_and_log_sum_exp(q, k, v, visibility, implementation=implementation)
         return out.astype(jnp.float32).sum() + log_sum_exp.sum(), (out, log_sum_exp)
 
     function = jax.value_and_grad(run, (0, 1, 2), has_aux=True) if gradient else lambda *x: run(*x)[1]

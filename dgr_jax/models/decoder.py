@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from dgr_kernels import Partition
-from dgr_kernels.attention import Visibility, attention, prepare
+from dgr_kernels.attention import Tiles, Visibility, attention, prepare
 from flax import nnx
 
 from dgr_jax.models.config import ModelConfig
@@ -109,8 +109,8 @@ class Decoder(nnx.Module):
           [B, T, D] in the weights' dtype.
         """
         rotation = rope(self.config, positions)
-        visibility = self._prepared(visibility)
-        body = lambda x, layer: (self._layer(x, layer, rotation, visibility)[0], None)  # noqa: E731
+        tiles = self._prepared(visibility)
+        body = lambda x, layer: (self._layer(x, layer, rotation, visibility, tiles)[0], None)  # noqa: E731
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
         x, _ = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
@@ -140,7 +140,7 @@ class Decoder(nnx.Module):
                 cached_v = cached_v.at[index, rows, :, slots].set(v, mode="drop")
                 return cached_k[index].swapaxes(1, 2), cached_v[index].swapaxes(1, 2)
 
-            x, _ = self._layer(x, layer, rotation, visibility, remember)
+            x, _ = self._layer(x, layer, rotation, visibility, None, remember)
             return (x, cached_k, cached_v), None
 
         indices = jnp.arange(self.config.num_layers)
@@ -152,8 +152,8 @@ class Decoder(nnx.Module):
     def prefill(self, tokens: jax.Array, positions: jax.Array, visibility: Visibility) -> tuple[jax.Array, KVCache]:
         """Hidden states [B, T, D] and the cache of exactly these T tokens."""
         rotation = rope(self.config, positions)
-        visibility = self._prepared(visibility)
-        body = lambda x, layer: self._layer(x, layer, rotation, visibility)  # noqa: E731
+        tiles = self._prepared(visibility)
+        body = lambda x, layer: self._layer(x, layer, rotation, visibility, tiles)  # noqa: E731
         x, (k, v) = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
         cache = KVCache(k.swapaxes(2, 3), v.swapaxes(2, 3))
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
@@ -164,8 +164,8 @@ class Decoder(nnx.Module):
         made, instead of copying them into stacks (a training step of 5 layers took 1.1 s, scanned 1.5 s)."""
         return self.config.num_layers if self.config.num_layers <= _UNROLLED_LAYERS else 1
 
-    def _prepared(self, visibility: Visibility) -> Visibility:
-        """With the lists that all layers share, for attention of T queries over as many keys."""
+    def _prepared(self, visibility: Visibility) -> Tiles | None:
+        """The lists that all layers share, for attention of T queries over as many keys."""
         return prepare(
             visibility,
             keys=visibility.own_start.shape[1],
@@ -174,7 +174,7 @@ class Decoder(nnx.Module):
             partition=self.partition,
         )
 
-    def _layer(self, x, layer, rotation, visibility, remember=None):
+    def _layer(self, x, layer, rotation, visibility, tiles, remember=None):
         config = self.config
         eps = config.norm_eps
         normed = rms_norm(x, layer.attention_norm[...], eps)
@@ -185,7 +185,9 @@ class Decoder(nnx.Module):
             q, k = rms_norm(q, layer.q_norm[...], eps), rms_norm(k, layer.k_norm[...], eps)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if remember is None:
-            mixed = attention(q, k, v, visibility, implementation=self.implementation, partition=self.partition)
+            mixed = attention(
+                q, k, v, visibility, implementation=self.implementation, tiles=tiles, partition=self.partition
+            )
         else:  # a few queries over a cache, which the kernels' tiles of 128 queries are not made for
             keys, values = remember(k, v)
             mixed = attention(q, keys, values, visibility)

@@ -28,7 +28,7 @@ from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.background import in_background
 from dgr_jax.scoring.cost import Cost
 from dgr_jax.scoring.plan import Batch, plan
-from dgr_jax.scoring.settings import ScoreSettings
+from dgr_jax.scoring.settings import ScoreSettings, usual_tokens_per_batch
 from dgr_jax.scoring.trace_score import TraceScore
 from dgr_jax.tokens.chat import ChatFormat, Rendered
 from dgr_jax.tokens.packing import PackedRows, TargetPlaces, TokenSequence, fill_rows
@@ -125,7 +125,7 @@ class Scorer:
         self._sharding = batch_sharding(mesh) if mesh is not None else None
         self._plan = functools.partial(
             plan,
-            tokens_per_batch=self._settings.tokens_per_batch or (4096 if jax.default_backend() == "cpu" else 8192),
+            tokens_per_batch=self._settings.tokens_per_batch or usual_tokens_per_batch(),
             share_prefixes=self._settings.share_prefixes,
             row_multiple=data_parallelism(mesh),
         )

@@ -131,7 +131,7 @@ def test_likeliest_without_weights_is_refused(chat):
 
 
 def test_no_rows_is_an_error(chat):
-    with pytest.raises(UserError, match="no rows"):
+    with pytest.raises(UserError, match="there is nothing to refine: no traces"):
         run([], {}, chat)
 
 

@@ -367,9 +367,9 @@ def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_pat
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(UserError, match=r"empty.jsonl: there is nothing to score"):
-        again(sources=[str(empty)])
+        again(inputs=empty)
     with pytest.raises(UserError, match="`inputs` names no sources"):
-        again(sources=[])
+        again(inputs="")
     with pytest.raises(UserError, match="config.max_length was 32768 and is now 50; choose another folder"):
         again(max_length=50)
 

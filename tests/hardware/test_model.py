@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dgr_jax.packing import PackedRows
-from dgr_jax.sft import loss_sum
-from dgr_jax.sharding import MESH_AXES, batch_sharding, parameter_sharding, partition
 from dgr_kernels.attention import Visibility
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.targets import IMPLEMENTATION, TPUS, devices
-from dgr_jax.models import Decoder, ModelConfig
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import parameter_specs
+from dgr_jax.models.sharding import MESH_AXES, batch_sharding, parameter_sharding, partition
+from dgr_jax.tokens.packing import PackedRows
+from dgr_jax.training.loop import loss_sum
 
 pytestmark = pytest.mark.hardware
 QWEN3_06B = ModelConfig(

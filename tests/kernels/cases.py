@@ -1,9 +1,13 @@
 """Visibilities, the formulas in float64, and comparisons by fraction; shared by the kernels' tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dgr_kernels.attention import Visibility
+from dgr_kernels.attention import TileShape, Visibility
+
+from tests.kernels import checked
 
 KINDS = ("causal", "packed", "grouped", "padded", "arbitrary")
 
@@ -12,9 +16,9 @@ def draw_visibility(rng: np.random.Generator, kind: str, B: int, T: int, S: int 
     """A random visibility. "arbitrary" is no layout that anybody would use, but one that the contract allows."""
     S = T if S is None else S
     if kind == "causal":
-        return Visibility.causal(B, T)
+        return checked.causal(B, T)
     if kind == "padded":
-        return Visibility.padded(jnp.asarray(rng.integers(0, T + 1, B), jnp.int32), T)
+        return checked.padded(jnp.asarray(rng.integers(0, T + 1, B), jnp.int32), T)
     if kind == "arbitrary":
         most = (S - T) + np.arange(T) + 1
         ends = np.sort(rng.integers(0, most, (2, B, T)), axis=0)
@@ -28,21 +32,19 @@ def draw_visibility(rng: np.random.Generator, kind: str, B: int, T: int, S: int 
             if kind == "grouped":
                 parts[b, start:stop] = np.sort(rng.integers(0, 4, stop - start))
     if kind == "packed":
-        return Visibility.packed(jnp.asarray(groups))
-    return Visibility.grouped(jnp.asarray(groups), jnp.asarray(parts))
+        return checked.packed(jnp.asarray(groups))
+    return checked.grouped(jnp.asarray(groups), jnp.asarray(parts))
 
 
 def mask_by_definition(visibility: Visibility, S: int) -> np.ndarray:
     """Bool [B, T, S], pair by pair."""
-    start, end, own = (np.asarray(getattr(visibility, n)) for n in ("prefix_start", "prefix_end", "own_start"))
-    B, T = own.shape
-    mask = np.zeros((B, T, S), bool)
-    for b in range(B):
-        for t in range(T):
-            place = S - T + t
-            for s in range(place + 1):
-                mask[b, t, s] = start[b, t] <= s < end[b, t] or s >= own[b, t]
-    return mask
+    rows = zip(*(np.asarray(bound).tolist() for bound in visibility.bounds), strict=True)  # Python's integers are fast
+
+    def row(t: int, start: int, end: int, own: int) -> list[bool]:
+        place = S - visibility.own_start.shape[1] + t
+        return [s <= place and (start <= s < end or s >= own) for s in range(S)]
+
+    return np.array([[row(t, *bounds) for t, bounds in enumerate(zip(*b, strict=True))] for b in rows])
 
 
 def attention_in_float64(q, k, v, visibility, scale, dout, dlog_sum_exp):
@@ -104,13 +106,22 @@ def assert_mostly_close(actual, expected, *, most: float, all_within: float, sha
         assert np.quantile(error, share) <= most, f"{share:.0%} within {np.quantile(error, share):.2e}, not {most:.0e}"
 
 
-def value_and_gradients(function, dout, dlog_sum_exp, *arguments):
-    """Out, log-sum-exp and gradients of <out, dout> + <log-sum-exp, dlog_sum_exp> where that is finite."""
+@functools.cache
+def attention_program(implementation: str, tile_shape: TileShape | None = None):
+    """Out, log-sum-exp and gradients of <out, dout> + <log-sum-exp, dlog_sum_exp> where that is finite.
 
-    def total(*arguments):
-        out, log_sum_exp = function(*arguments)
-        finite = jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, 0)
-        return jnp.sum(out.astype(jnp.float32) * dout) + jnp.sum(finite * dlog_sum_exp), (out, log_sum_exp)
+    A jitted function of (q, k, v, visibility, dout, dlog_sum_exp): whatever has the same shapes is compiled once.
+    """
 
-    (_, outputs), gradients = jax.value_and_grad(total, tuple(range(len(arguments))), has_aux=True)(*arguments)
-    return (*outputs, *gradients)
+    def run(q, k, v, visibility, dout, dlog_sum_exp):
+        def total(*arrays):
+            out, log_sum_exp = checked.attention_and_log_sum_exp(
+                *arrays, visibility, implementation=implementation, tile_shape=tile_shape
+            )
+            finite = jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, 0)
+            return jnp.sum(out.astype(jnp.float32) * dout) + jnp.sum(finite * dlog_sum_exp), (out, log_sum_exp)
+
+        (_, outputs), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+        return (*outputs, *gradients)
+
+    return jax.jit(run)

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from dgr_kernels import mosaic_gpu
-from dgr_kernels.attention import gpu as attention_gpu
-from dgr_kernels.attention import gpu_backward as attention_gpu_backward
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
@@ -27,8 +25,7 @@ def simulated(implementation: str):
         said = io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             # The interpreter has no accumulator that starts from a value. The sum is the same.
-            for module in (attention_gpu, attention_gpu_backward):
-                patch.setattr(module, "plus_times", _plus_times)
+            patch.setattr(mosaic_gpu, "plus_times", _plus_times)
             with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
                 with contextlib.redirect_stdout(said):
                     yield

@@ -1,22 +1,25 @@
 """Attention against float64, for every implementation; the kernels run in Pallas' interpreters."""
 
 import dataclasses
+import functools
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
-from dgr_kernels.attention import Blocks, Visibility, attention, prepare
-from hypothesis import HealthCheck, given, settings
+from dgr_kernels.attention import Tiles, TileShape, Visibility, attention, prepare
+from hypothesis import given, settings
 
+from tests.kernels import checked
 from tests.kernels.cases import (
     KINDS,
     assert_mostly_close,
     attention_in_float64,
+    attention_program,
     draw_visibility,
     mask_by_definition,
-    value_and_gradients,
 )  # fmt: skip
 from tests.kernels.interpreters import simulated
 
@@ -33,88 +36,76 @@ def draw_inputs(seed, B, T, S, N, K, H, dtype=jnp.float32):
     return [jnp.asarray(rng.normal(size=s), dtype) for s in ((B, T, N, H), (B, S, K, H), (B, S, K, H))]
 
 
-def check(implementation, seed, kind, B, T, S, N, K, H, dtype=None, blocks=None):
+def check(implementation, draws, T, S, heads, H, *, B=2, dtype=None, tile_shape=None):
+    """Every draw, a seed and a kind of visibility, goes through one compiled program."""
     dtype = dtype or DTYPE[implementation]
-    rng = np.random.default_rng(seed)
-    q, k, v = draw_inputs(seed, B, T, S, N, K, H, dtype)
-    visibility = draw_visibility(rng, kind, B, T, S)
-    dout = jnp.asarray(rng.normal(size=q.shape), dtype)
-    dlog_sum_exp = jnp.asarray(rng.normal(size=q.shape[:3]), jnp.float32)
-    with simulated(implementation):
-        found = value_and_gradients(
-            lambda *x: attention(
-                *x, visibility, implementation=implementation, blocks=blocks, return_log_sum_exp=True
-            ),
-            dout, dlog_sum_exp, q, k, v,
-        )  # fmt: skip
-    expected = attention_in_float64(q, k, v, visibility, H**-0.5, dout, dlog_sum_exp)
-    for name, a, b in zip(("out", "log_sum_exp", "dq", "dk", "dv"), found, expected, strict=True):
-        bound = TOLERANCE[jnp.float32 if name == "log_sum_exp" else dtype]
-        try:
-            assert_mostly_close(a, b, **bound)
-        except AssertionError as error:
-            raise AssertionError(f"{name}: {error}") from None
+    run = attention_program(implementation, tile_shape)
+    for seed, kind in draws:
+        rng = np.random.default_rng(seed)
+        q, k, v = draw_inputs(seed, B, T, S, *heads, H, dtype)
+        visibility = draw_visibility(rng, kind, B, T, S)
+        dout = jnp.asarray(rng.normal(size=q.shape), dtype)
+        dlog_sum_exp = jnp.asarray(rng.normal(size=q.shape[:3]), jnp.float32)
+        with simulated(implementation):
+            found = jax.block_until_ready(run(q, k, v, visibility, dout, dlog_sum_exp))
+        expected = attention_in_float64(q, k, v, visibility, H**-0.5, dout, dlog_sum_exp)
+        for name, a, b in zip(("out", "log_sum_exp", "dq", "dk", "dv"), found, expected, strict=True):
+            bound = TOLERANCE[jnp.float32 if name == "log_sum_exp" else dtype]
+            try:
+                assert_mostly_close(a, b, **bound)
+            except AssertionError as error:
+                raise AssertionError(f"{name} of seed {seed}, {kind}: {error}") from None
 
 
 @pytest.mark.parametrize("implementation", XLA)
-@settings(max_examples=15, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    kind=st.sampled_from(KINDS),
-    T=st.sampled_from((1, 17)),
-    more=st.sampled_from((0, 3)),
-    heads=st.sampled_from(((1, 1), (4, 2), (6, 2))),
-)
-def test_xla_matches_float64_with_gradients(implementation, seed, kind, T, more, heads):
-    S = T + (more if kind == "arbitrary" else 0)
-    check(implementation, seed, kind, 2, T, S, *heads, 8)
+@pytest.mark.parametrize(("T", "S", "heads"), [(1, 1, (1, 1)), (1, 4, (4, 2)), (17, 17, (6, 2)), (17, 20, (4, 2))])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(KINDS))
+def test_xla_matches_float64_with_gradients(implementation, T, S, heads, seed, kind):
+    """One query and several, more keys than queries or as many, groups of one, two and three query heads."""
+    check(implementation, [(seed, kind)], T, S, heads, 8)
 
 
 @pytest.mark.parametrize("implementation", ["chunked", "tiled"])
-@pytest.mark.parametrize("kind", ["packed", "grouped", "arbitrary"])
-def test_chunks_and_tiles_match_float64_with_gradients(implementation, kind):
+def test_chunks_and_tiles_match_float64_with_gradients(implementation):
     """More keys than one of them holds."""
-    check(implementation, 0, kind, 2, 700, 700 + 50 * (kind == "arbitrary"), 2, 1, 16)
+    check(implementation, enumerate(("packed", "grouped", "arbitrary")), 700, 750, (2, 1), 16)
 
 
 @pytest.mark.parametrize("implementation", XLA)
 def test_xla_in_bfloat16(implementation):
     """What accelerators run by default."""
-    check(implementation, 1, "grouped", 2, 60, 60, 4, 2, 64, dtype=jnp.bfloat16)
-
-
-@settings(max_examples=7, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    seed=st.integers(0, 10_000),
-    kind=st.sampled_from(KINDS),
-    T=st.sampled_from((1, 127, 128, 300)),
-    more=st.sampled_from((0, 70)),
-    heads=st.sampled_from(((1, 1), (4, 2), (3, 1))),
-    H=st.sampled_from((64, 128)),
-    block_k=st.sampled_from((128, 256)),
-)
-def test_tpu_kernels_match_float64(seed, kind, T, more, heads, H, block_k):
-    S = T + (more if kind == "arbitrary" else 0)
-    check("tpu", seed, kind, 2, T, S, *heads, H, blocks=Blocks(128, block_k))
-
-
-def test_tpu_kernels_in_bfloat16():
-    check("tpu", 1, "grouped", 2, 200, 200, 4, 2, 64, dtype=jnp.bfloat16)
+    check(implementation, [(1, "grouped"), (2, "arbitrary")], 60, 60, (4, 2), 64, dtype=jnp.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("seed", "kind", "T", "more", "heads", "H"),
+    ("T", "S", "heads", "H", "block_k", "dtype"),
     [
-        (0, "grouped", 300, 0, (2, 1), 64),
-        (1, "packed", 500, 0, (2, 2), 64),
-        (2, "arbitrary", 140, 60, (3, 1), 128),
-        (3, "causal", 600, 0, (1, 1), 64),
-        (4, "padded", 128, 0, (2, 1), 64),
+        # Ragged queries and keys, more keys than queries, three query heads to a kv head. Causal rows have whole tiles,
+        # which no mask is applied to, and cut ones; grouped rows have prefixes, padded ones tiles that see nothing.
+        (300, 370, (3, 1), 64, 128, jnp.float32),
+        # Whole tiles of queries, a tile of keys with room left, one query head to a kv head, wide heads.
+        (128, 128, (2, 2), 128, 256, jnp.bfloat16),
+        # A single query of two heads to a kv head.
+        (1, 71, (4, 2), 64, 128, jnp.float32),
     ],
 )
-def test_gpu_kernels_match_float64(seed, kind, T, more, heads, H):
-    """Up to five key tiles, so that slots of shared memory are used again."""
-    check("gpu", seed, kind, 1, T, T + more, *heads, H)
+def test_tpu_kernels_match_float64(T, S, heads, H, block_k, dtype):
+    check("tpu", enumerate(KINDS), T, S, heads, H, dtype=dtype, tile_shape=TileShape(128, block_k))
+
+
+@pytest.mark.parametrize(
+    ("draws", "T", "S", "heads", "H"),
+    [
+        # Five key tiles, so that slots of shared memory are used again, ragged, without a mask and with one; one query
+        # head to a kv head. Packed rows leave tiles out.
+        ([(0, "causal"), (1, "packed")], 600, 600, (1, 1), 64),
+        # Prefixes, padding and arbitrary rows; more keys than queries; two query heads to a kv head; wide heads.
+        ([(0, "grouped"), (2, "arbitrary"), (4, "padded")], 140, 200, (2, 1), 128),
+    ],
+)
+def test_gpu_kernels_match_float64(draws, T, S, heads, H):
+    check("gpu", draws, T, S, heads, H, B=1)
 
 
 @pytest.mark.parametrize("implementation", ("reference", "chunked", *WALKERS))
@@ -125,7 +116,7 @@ def test_nothing_leaks(implementation):
     rng = np.random.default_rng(2)
     visibility = draw_visibility(rng, "grouped", 1, T)
     seen = mask_by_definition(visibility, T)[0]
-    call = jax.jit(lambda k, v: attention(q, k, v, visibility, implementation=implementation))
+    call = jax.jit(lambda k, v: checked.attention(q, k, v, visibility, implementation=implementation))
     with simulated(implementation):
         before = np.asarray(call(k, v).astype(jnp.float32))
         for s in rng.choice(T, 3, replace=False):
@@ -144,72 +135,94 @@ def test_queries_that_see_nothing_are_zero_with_zero_gradients(implementation):
     blind = (jnp.arange(T) < 130) | (jnp.arange(T) % 3 == 0)
     visibility = Visibility(nothing, nothing, jnp.where(blind, jnp.arange(T) + 1, 0)[None])
     with simulated(implementation):
-        out, log_sum_exp, dq, dk, dv = value_and_gradients(
-            lambda *x: attention(*x, visibility, implementation=implementation, return_log_sum_exp=True),
-            jnp.ones_like(q), jnp.ones(q.shape[:3]), q, k, v,
-        )  # fmt: skip
+        out, log_sum_exp, dq, dk, dv = jax.block_until_ready(
+            attention_program(implementation)(q, k, v, visibility, jnp.ones_like(q), jnp.ones(q.shape[:3]))
+        )
     np.testing.assert_array_equal(np.isneginf(log_sum_exp[0, :, 0]), blind)
     assert not np.any(out[0, blind]) and not np.any(dq[0, blind])
     assert np.all(out[0, ~blind]) and np.all(np.isfinite(jnp.stack([dk, dv]).astype(jnp.float32)))
 
 
 @pytest.mark.parametrize("implementation", WALKERS)
-def test_prepared_lists_change_nothing(implementation):
-    q, k, v = draw_inputs(3, 1, 200, 200, 2, 1, 64, DTYPE[implementation])
-    visibility = draw_visibility(np.random.default_rng(3), "grouped", 1, 200)
-    prepared = prepare(visibility, keys=200, heads=(2, 1), implementation=implementation)
-    assert prepared.tiles is not None
-    with simulated(implementation):
-        a, b = (attention(q, k, v, x, implementation=implementation) for x in (visibility, prepared))
-    np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("implementation", WALKERS)
 def test_prepared_lists_are_what_is_walked(implementation):
-    """With a key tile taken off the list, what its keys would have added is missing."""
-    q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64, DTYPE[implementation])
-    blocks = Blocks(128, 128)
-    visibility = prepare(
-        Visibility.causal(1, 200), keys=200, heads=(1, 1), implementation=implementation, blocks=blocks
-    )
-    tiles = visibility.tiles
+    """They change nothing; with a key tile taken off the list, what its keys would have added is missing."""
+    q, k, v = draw_inputs(3, 1, 200, 200, 2, 1, 64, DTYPE[implementation])
+    visibility = Visibility.causal(1, 200)
+    tile_shape = TileShape(128, 128)
+    tiles = checked.prepare(visibility, keys=200, heads=(2, 1), implementation=implementation, tile_shape=tile_shape)
     assert tiles is not None and int(tiles.by_query.starts[-1]) == 3
     # The last query tile's first step now shows the same key tile as its second.
     steps = tiles.by_query.steps.at[1].add(1 << 2)
     tampered = dataclasses.replace(tiles, by_query=dataclasses.replace(tiles.by_query, steps=steps))
+    call = jax.jit(functools.partial(checked.attention, implementation=implementation, tile_shape=tile_shape))
     with simulated(implementation):
-        right = attention(q, k, v, visibility, implementation=implementation, blocks=blocks)
-        wrong = attention(
-            q, k, v, dataclasses.replace(visibility, tiles=tampered), implementation=implementation, blocks=blocks
-        )
+        without, right, wrong = (call(q, k, v, visibility, tiles=lists) for lists in (None, tiles, tampered))
+    np.testing.assert_array_equal(without, right)
     np.testing.assert_array_equal(right[:, :128], wrong[:, :128])
     assert np.all(np.any(np.asarray(right != wrong)[:, 128:], axis=-1))
 
 
-def test_lists_of_other_rows_are_refused():
+def test_lists_of_something_else_are_refused():
     q, k, v = draw_inputs(3, 1, 200, 200, 1, 1, 64)
-    prepared = prepare(Visibility.causal(1, 200), keys=200, heads=(1, 1), implementation="tpu")
-    other = dataclasses.replace(prepared, own_start=jnp.where(jnp.arange(200) < 90, 0, 90)[None])
+    visibility = Visibility.causal(1, 200)
+    tiles = prepare(visibility, keys=200, heads=(1, 1), implementation="tpu")
+    assert isinstance(tiles, Tiles)
+    call = functools.partial(attention, implementation="tpu", tiles=tiles)
+    other = dataclasses.replace(visibility, own_start=jnp.where(jnp.arange(200) < 90, 0, 90)[None])
     with pytest.raises(ValueError, match="prepared for other bounds; call `prepare` again"):
-        attention(q, k, v, other, implementation="tpu")
-    more = dataclasses.replace(Visibility.causal(2, 200), tiles=prepared.tiles)
+        call(q, k, v, other)
     with pytest.raises(ValueError, match="prepared for other rows"):
-        attention(*(jnp.concatenate([x, x]) for x in (q, k, v)), more, implementation="tpu")
+        call(*(jnp.concatenate([x, x]) for x in (q, k, v)), Visibility.causal(2, 200))
+    with pytest.raises(ValueError, match="prepared for other rows or keys"):
+        call(q, *(jnp.concatenate([x, x], axis=1) for x in (k, v)), visibility)
+    with pytest.raises(ValueError, match=r"prepared for TileShape\(q=256, k=256\); tile_shape is TileShape\(q=128"):
+        call(q, k, v, visibility, tile_shape=TileShape(128, 128))
+    with pytest.raises(ValueError, match="implementation chunked; name one of tpu, gpu, tiled"):
+        call(q, k, v, visibility, implementation="chunked")
 
 
 def test_xla_needs_no_lists():
     visibility = Visibility.causal(1, 4)
-    assert prepare(visibility, keys=4, heads=(1, 1)) is visibility
-    assert prepare(visibility, keys=4, heads=(1, 1), implementation="chunked") is visibility
+    assert checked.prepare(visibility, keys=4, heads=(1, 1)) is None
+    assert checked.prepare(visibility, keys=4, heads=(1, 1), implementation="chunked") is None
+
+
+def test_both_functions_give_the_same():
+    q, k, v = draw_inputs(3, 2, 10, 10, 4, 2, 8)
+    visibility = Visibility.causal(2, 10)
+    out, log_sum_exp = checked.attention_and_log_sum_exp(q, k, v, visibility, scale=0.3)
+    np.testing.assert_array_equal(checked.attention(q, k, v, visibility, scale=0.3), out)
+    assert log_sum_exp.shape == (2, 10, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [({"k": (2, 4, 2, 9)}, "k"), ({"v": (2, 5, 2, 8)}, "v"), ({"q": (2, 4, 8)}, "q"), ({"q": (3, 4, 4, 8)}, "k")],
+)
+def test_annotations_refuse_wrong_shapes(change, argument):
+    shapes = {"q": (2, 4, 4, 8), "k": (2, 4, 2, 8), "v": (2, 4, 2, 8)}
+    arrays = {name: jnp.zeros(shape) for name, shape in (shapes | change).items()}
+    with pytest.raises(jaxtyping.TypeCheckError, match=rf"problem arose whilst typechecking parameter '{argument}'"):
+        checked.attention(**arrays, visibility=Visibility.causal(2, 4))
+
+
+def test_annotations_of_a_visibility_refuse_wrong_shapes():
+    for ids in (jnp.zeros(4, jnp.int32), jnp.zeros((1, 4))):
+        with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'segment_ids'"):
+            checked.packed(ids)
+    good = checked.cached(jnp.asarray([3, 1]), 4)
+    assert checked.fits(good)
+    assert not checked.fits(dataclasses.replace(good, own_start=jnp.zeros((2, 3), jnp.int32)))
+    assert not checked.fits(dataclasses.replace(good, prefix_end=jnp.zeros((2, 1))))
 
 
 def test_a_cache_slot_query_equals_the_whole_sequence():
     q, k, v = draw_inputs(3, 2, 10, 10, 4, 2, 8)
-    whole = attention(q, k, v, Visibility.causal(2, 10))
+    whole = checked.attention(q, k, v, Visibility.causal(2, 10))
     cache = [jnp.pad(x, ((0, 0), (0, 6), (0, 0), (0, 0)), constant_values=9.0) for x in (k, v)]
     written = jnp.asarray([4, 10], jnp.int32)
     rows = jnp.arange(2)
-    one = attention(q[rows, written - 1][:, None], *cache, Visibility.cached(written, 16))
+    one = checked.attention(q[rows, written - 1][:, None], *cache, checked.cached(written, 16))
     np.testing.assert_allclose(one[:, 0], whole[rows, written - 1], atol=1e-6)
 
 
@@ -243,10 +256,12 @@ def test_dtypes_that_do_not_fit_are_named(dtypes, message):
 
 
 @pytest.mark.parametrize("implementation", [None, "chunked"])
-def test_blocks_belong_to_a_named_kernel(implementation):
+def test_a_tile_shape_belongs_to_what_walks_tiles(implementation):
     x = jnp.zeros((1, 2, 2, 64))
-    with pytest.raises(ValueError, match="name one of tpu, gpu"):
-        attention(x, x, x, Visibility.causal(1, 2), implementation=implementation, blocks=Blocks())
+    with pytest.raises(ValueError, match="name one of tpu, gpu, tiled"):
+        attention(x, x, x, Visibility.causal(1, 2), implementation=implementation, tile_shape=TileShape())
+    with pytest.raises(ValueError, match="name one of tpu, gpu, tiled"):
+        prepare(Visibility.causal(1, 2), keys=2, heads=(2, 2), implementation=implementation, tile_shape=TileShape())
 
 
 @pytest.mark.parametrize(
@@ -270,6 +285,8 @@ def test_an_unknown_implementation_is_an_error():
     x = jnp.zeros((1, 2, 2, 8))
     with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, tpu, gpu"):
         attention(x, x, x, Visibility.causal(1, 2), implementation="fast")
+    with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, tpu, gpu"):
+        prepare(Visibility.causal(1, 2), keys=2, heads=(2, 2), implementation="fast")
 
 
 @pytest.mark.parametrize(
@@ -277,10 +294,10 @@ def test_an_unknown_implementation_is_an_error():
     [
         ("tpu", 32, jnp.float32, {}, "head dimension 32"),
         ("tpu", 64, jnp.float16, {}, "float16"),
-        ("tpu", 64, jnp.float32, {"blocks": Blocks(64, 128)}, "multiples of 128"),
+        ("tpu", 64, jnp.float32, {"tile_shape": TileShape(64, 128)}, "multiples of 128"),
         ("gpu", 32, jnp.bfloat16, {}, "head dimension 32"),
         ("gpu", 64, jnp.float32, {}, "float32"),
-        ("gpu", 64, jnp.bfloat16, {"blocks": Blocks(64, 128)}, "128 queries by 128 keys"),
+        ("gpu", 64, jnp.bfloat16, {"tile_shape": TileShape(64, 128)}, "128 queries by 128 keys"),
         ("gpu", 64, jnp.bfloat16, {"scale": -1.0}, "positive"),
     ],
 )
@@ -291,6 +308,6 @@ def test_a_named_kernel_that_cannot_serve_says_why(implementation, H, dtype, opt
 
 
 @pytest.mark.parametrize("sizes", [(100, 128), (0, 128), (128, 96)])
-def test_blocks_are_validated(sizes):
-    with pytest.raises(ValueError, match=r"blocks\.[qk] is \d+; it must be a multiple of 64"):
-        Blocks(*sizes)
+def test_tile_shapes_are_validated(sizes):
+    with pytest.raises(ValueError, match=r"tile_shape\.[qk] is \d+; it must be a multiple of 64"):
+        TileShape(*sizes)

@@ -203,9 +203,12 @@ def test_a_mistake_in_a_study_config_is_named_before_anything_runs(tiny_lrm, tmp
 def test_values_that_a_recipe_or_a_source_cannot_have_are_named(finished, tiny_lrm, tmp_path):
     config, folder, _ = finished
     for changes, said in (
-        ({"recipe": config["recipe"] | {"batch_size": 0}}, "recipe: batch_size=0; give a whole number of 1 or more"),
-        ({"dtype": "float16"}, "recipe: compute_dtype='float16'; give float32 or bfloat16"),
-        ({"refine": config["refine"] | {"attempts": 0}}, "0 attempts per row are none"),
+        (
+            {"recipe": config["recipe"] | {"batch_size": 0}},
+            "recipe: `batch_size` is 0; give a whole number of 1 or more",
+        ),
+        ({"dtype": "float16"}, "recipe: `compute_dtype` is 'float16'; give float32 or bfloat16"),
+        ({"refine": config["refine"] | {"attempts": 0}}, "`attempts` is 0; give 1 or more"),
     ):
         with pytest.raises(UserError, match=said):
             Study(config | changes, tmp_path)
@@ -225,7 +228,7 @@ def test_an_arm_that_diverges_is_reported_and_the_study_goes_on(finished, tmp_pa
     monkeypatch.setattr(study, "train", explode)
     said: list[str] = []
     for _ in range(2):  # the second time from what the first one wrote
-        results = Study(config, tmp_path, report=said.append).run()
+        results = Study(config, tmp_path, say=said.append).run()
         assert [run["kind"] for run in results["runs"]] == ["base", "DGR"]
         assert [arm["kind"] for arm in results["diverged"]] == ["vanilla"]
     assert any("vanilla" in line and "loss is nan at step 1" in line for line in said)

@@ -1,7 +1,16 @@
 """Attention with three integers of visibility per token."""
 
-from dgr_kernels.attention.api import attention, prepare
-from dgr_kernels.attention.tiles import Blocks, TileCount, count_tiles
+from dgr_kernels.attention.api import attention, attention_and_log_sum_exp, prepare
+from dgr_kernels.attention.tiles import TileCount, Tiles, TileShape, count_tiles
 from dgr_kernels.attention.visibility import Visibility
 
-__all__ = ["Blocks", "TileCount", "Visibility", "attention", "count_tiles", "prepare"]
+__all__ = [
+    "TileCount",
+    "TileShape",
+    "Tiles",
+    "Visibility",
+    "attention",
+    "attention_and_log_sum_exp",
+    "count_tiles",
+    "prepare",
+]

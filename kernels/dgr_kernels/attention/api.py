@@ -1,66 +1,41 @@
-"""The dispatcher: checks arguments, picks an implementation."""
+"""The two operations and the preparation of lists: checks arguments, picks an implementation."""
 
-import dataclasses
-from typing import Literal, overload
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Float32
 
-from dgr_kernels.attention.tiles import Blocks, Tiles
+from dgr_kernels.attention.tiles import Tiles, TileShape
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.dispatch import KERNELS, block_options, dispatch, load
+from dgr_kernels.dispatch import KERNELS, load
 from dgr_kernels.partition import Partition
 
 LONGEST_PLAIN = 1024
-"""Keys up to which the reference is the default; beyond, its O(T S) scores cost more than blocks do."""
-_TILED = (*KERNELS, "tiled")
-"""Implementations that walk lists of tiles."""
+"""Keys up to which the reference is the default; beyond, its O(T S) scores cost more than chunks do."""
 LEAST_TILED = 512
 """Queries from which tiles are the default on a CPU: in one narrow row of 400 the loop cost more than it saved."""
+WALKERS = (*KERNELS, "tiled")
+"""Implementations that walk lists of tiles."""
 
 
-@overload
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     visibility: Visibility,
     *,
     scale: float | None = None,
     implementation: str | None = None,
-    blocks: Blocks | None = None,
+    tiles: Tiles | None = None,
+    tile_shape: TileShape | None = None,
     partition: Partition | None = None,
-    return_log_sum_exp: Literal[False] = False,
-) -> jax.Array: ...
-@overload
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    visibility: Visibility,
-    *,
-    scale: float | None = None,
-    implementation: str | None = None,
-    blocks: Blocks | None = None,
-    partition: Partition | None = None,
-    return_log_sum_exp: Literal[True],
-) -> tuple[jax.Array, jax.Array]: ...
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    visibility: Visibility,
-    *,
-    scale: float | None = None,
-    implementation: str | None = None,
-    blocks: Blocks | None = None,
-    partition: Partition | None = None,
-    return_log_sum_exp: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Float[Array, "B T N H"]:
     """Softmax attention of each query over the keys that it may see.
 
-    Scores, softmax and log-sum-exp are float32 whatever the inputs. A query that sees no key yields zeros and a
-    log-sum-exp of -inf. Grouped queries: query head n uses kv head n // (N / K), never copied in memory.
+    Scores and softmax are float32 whatever the inputs. A query that sees no key yields zeros. Grouped queries: query
+    head n uses kv head n // (N / K), never copied in memory.
 
     Args:
       q: [B, T, N, H].
@@ -70,38 +45,63 @@ def attention(
       implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tiled" (XLA, tile by tile), "tpu"
         (Pallas) or "gpu" (Mosaic GPU, Hopper). None picks by length and device one of the first two, or on a CPU the
         third: the kernels were not yet measured on hardware.
-      blocks: sizes of tiles, instead of what an implementation chooses by shape; the first two have none.
+      tiles: lists of tiles that `prepare` made of this visibility; what walks lists makes its own where they are None.
+      tile_shape: size of tiles, instead of what an implementation chooses by shape; the first two have none.
       partition: how the arrays lie on a mesh: B is spread over its `data_axes`, N and K over its `tensor_axis`. What
         walks tiles, and what is named, runs on each device's part; XLA partitions its own by itself.
-      return_log_sum_exp: also return the log-sum-exp of the scaled scores, float32 [B, T, N].
 
     Returns:
-      [B, T, N, H] in q's dtype, and the log-sum-exp if asked for.
+      [B, T, N, H] in q's dtype.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit each other, a visibility that points past what its query may see;
-        the message names the argument.
+      ValueError: shapes or dtypes that do not fit each other, a visibility that points past what its query may see,
+        tiles that are another's; the message names the argument.
       NotImplementedError: the named implementation cannot serve these arguments.
     """
+    return attention_and_log_sum_exp(
+        q,
+        k,
+        v,
+        visibility,
+        scale=scale,
+        implementation=implementation,
+        tiles=tiles,
+        tile_shape=tile_shape,
+        partition=partition,
+    )[0]
+
+
+def attention_and_log_sum_exp(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    visibility: Visibility,
+    *,
+    scale: float | None = None,
+    implementation: str | None = None,
+    tiles: Tiles | None = None,
+    tile_shape: TileShape | None = None,
+    partition: Partition | None = None,
+) -> tuple[Float[Array, "B T N H"], Float32[Array, "B T N"]]:
+    """`attention`, and the log-sum-exp of the scaled scores, which is -inf where a query sees no key."""
     _check(q, k, v, visibility)
-    T, S = q.shape[1], k.shape[1]
-    implementation = implementation or _tiled_by_default(T, q.shape[0], k.shape[2], partition)
-    default = ("reference", "chunked") if S <= LONGEST_PLAIN else ("chunked", "reference")
-    options = block_options(implementation, blocks, _TILED)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    name = implementation or _default(B, T, S, K, partition)
+    asked = tiles.tile_shape if tile_shape is None and tiles is not None else tile_shape
+    shape = _tile_shape(name, T, S, N // K, asked)
+    run = functools.partial(load("attention", name).attention, scale=H**-0.5 if scale is None else scale)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> tuple[jax.Array, jax.Array]:
-        return dispatch("attention", "attention", implementation, default, q, k, v, visibility, scale=scale, **options)
+    def attend(q: Array, k: Array, v: Array, visibility: Visibility, tiles: Tiles | None) -> tuple[Array, Array]:
+        if shape is None:
+            return run(q, k, v, visibility)
+        return run(q, k, v, Tiles.of(visibility, S, shape) if tiles is None else tiles.checked(visibility, S, shape))
 
-    if partition is None or implementation is None:
-        out, log_sum_exp = attend(q, k, v, visibility)
-    else:
-        _check_partition(partition, q, k)
-        heads = partition.rows(None, partition.tensor_axis)
-        out, log_sum_exp = partition.run(
-            attend, (heads, heads, heads, partition.rows()), (heads, heads), q, k, v, visibility
-        )
-    return (out, log_sum_exp) if return_log_sum_exp else out
+    if partition is None or (implementation is None and shape is None):
+        return attend(q, k, v, visibility, tiles)
+    _check_partition(partition, q, k)
+    heads, rows = partition.rows(None, partition.tensor_axis), partition.rows()
+    return partition.run(attend, (heads, heads, heads, rows, rows), (heads, heads), q, k, v, visibility, tiles)
 
 
 def prepare(
@@ -110,9 +110,9 @@ def prepare(
     keys: int,
     heads: tuple[int, int],
     implementation: str | None = None,
-    blocks: Blocks | None = None,
+    tile_shape: TileShape | None = None,
     partition: Partition | None = None,
-) -> Visibility:
+) -> Tiles | None:
     """Makes the lists of tiles that an implementation walks: once per batch, for every layer and both passes.
 
     `attention` does it by itself where it was not done; the result is the same.
@@ -121,32 +121,43 @@ def prepare(
       visibility: of [B, T].
       keys: S.
       heads: N and K.
-      implementation, blocks, partition: as `attention` will get them.
+      implementation, tile_shape, partition: as `attention` will get them.
 
     Returns:
-      The visibility with its lists, or as it was where the implementation has none.
+      What `attention` takes as `tiles`; None where the implementation walks no lists.
     """
     visibility.check(keys)
     B, T = visibility.own_start.shape
-    implementation = implementation or _tiled_by_default(T, B, heads[1], partition)
-    if implementation not in _TILED:
-        return visibility
-    if blocks is None:
-        blocks = load("attention", implementation).choose_blocks(T, keys, heads[0] // heads[1])
-    assert isinstance(blocks, Blocks)
+    N, K = heads
+    shape = _tile_shape(implementation or _default(B, T, keys, K, partition), T, keys, N // K, tile_shape)
+    if shape is None:
+        return None
     if partition is None:
-        tiles = Tiles.of(visibility, keys, blocks)
-    else:  # each device lists its own rows
-        rows = partition.rows()
-        partition.check_rows("visibility", B)
-        tiles = partition.run(lambda v: Tiles.of(v, keys, blocks), (rows,), rows, visibility)
-    return dataclasses.replace(visibility, tiles=tiles)
+        return Tiles.of(visibility, keys, shape)
+    partition.check_rows("visibility", B)
+    rows = partition.rows()  # each device lists its own
+    return partition.run(lambda visibility: Tiles.of(visibility, keys, shape), (rows,), rows, visibility)
 
 
-def _tiled_by_default(T: int, B: int, K: int, partition: Partition | None) -> str | None:
-    """ "tiled" where it is the default, which it is where it was measured: on CPUs, for whole sequences."""
+def _default(B: int, T: int, S: int, K: int, partition: Partition | None) -> str:
+    """Tiles where they were measured to win, on CPUs and for whole sequences; elsewhere no kernel was measured yet."""
     even = partition is None or (B % partition.data_ways == 0 and K % partition.tensor_ways == 0)
-    return "tiled" if jax.default_backend() == "cpu" and T >= LEAST_TILED and even else None
+    if jax.default_backend() == "cpu" and T >= LEAST_TILED and even:
+        return "tiled"
+    return "reference" if S <= LONGEST_PLAIN else "chunked"
+
+
+def _tile_shape(name: str, T: int, S: int, G: int, asked: TileShape | None) -> TileShape | None:
+    """The tiles that a named implementation walks: those asked for, or its choice; None where it walks none.
+
+    Raises:
+      ValueError: there is no implementation of that name, or one that walks no tiles was asked for some.
+    """
+    module = load("attention", name)
+    if name in WALKERS:
+        return asked or module.choose_tile_shape(T, S, G)
+    if asked is not None:
+        raise ValueError(f"tile_shape is {asked}, and implementation {name}; name one of {', '.join(WALKERS)}")
 
 
 def _check_partition(partition: Partition, q: jax.Array, k: jax.Array) -> None:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dgr_kernels.attention.visibility import Visibility
+from dgr_kernels.attention.visibility import Visibility, may_see
 from dgr_kernels.precision import product
 
 BLOCK = 512
@@ -25,6 +25,7 @@ def attention(
     k_blocks = jnp.pad(k, padding).reshape(B, blocks, BLOCK, K, H).transpose(1, 0, 3, 2, 4)
     v_blocks = jnp.pad(v, padding).reshape(B, blocks, BLOCK, K, H).transpose(1, 0, 3, 2, 4)
     u = (S - T) + jnp.arange(T, dtype=jnp.int32)[None, :, None]
+    bounds = [*(bound[..., None] for bound in visibility.bounds), u]
 
     # Recomputed in the backward pass, so that no block's scores are kept.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -32,8 +33,7 @@ def attention(
         highest, total, out = carry
         first, k_block, v_block = block
         s = first + jnp.arange(BLOCK, dtype=jnp.int32)[None, None]
-        in_prefix = (visibility.prefix_start[..., None] <= s) & (s < visibility.prefix_end[..., None])
-        visible = (s <= u) & (in_prefix | (s >= visibility.own_start[..., None]))
+        visible = may_see(s, *bounds)
         scores = product("bkth,bksh->bkts", q_rows, k_block) * scale
         scores = jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, BLOCK), -jnp.inf)
         scores = scores.reshape(B, K, G * T, BLOCK)

@@ -6,7 +6,7 @@ compute the softmax weights again from the log-sum-exp. Compiled for H100, not y
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,250 +14,213 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from dgr_kernels.attention.gpu_mask import visible
-from dgr_kernels.attention.tiles import Blocks, StepCode, Tiles
-from dgr_kernels.mosaic_gpu import (
-    COMPUTE_REGISTERS,
-    FETCH_REGISTERS,
-    LOG2_E,
-    THREADS,
-    WARPGROUPS,
-    fetch_ahead,
-    fill,
-    plus_times,
-    tile_memory,
-    times,
-)  # fmt: skip
+from dgr_kernels import mosaic_gpu as hopper
+from dgr_kernels.attention.gpu_walk import STAGES, TILE_SHAPE, Inputs, KeysAndValues, Steps, visible
 
-STAGES = 2
-"""Tiles of keys in flight in `dq`."""
 DKV_STAGES = 4
 """Half tiles of queries in flight in `dkv`: a visit takes about as long as a fetch."""
+_PARTS = 2
+"""`dkv` takes a query tile in halves: with 128 queries at once, four float32 tiles would not fit the registers."""
 
 
-def backward(
-    scale: float,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    tiles: Tiles,
-    log_sum_exp: jax.Array,
-    delta: jax.Array,
-    dout: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients by q, k and v.
+class _Queries(NamedTuple):
+    """Shared memory for what belongs to queries; the first axis is a warpgroup's number, or a slot."""
 
-    Args:
-      q, dout: [B,T,N,H]; k, v: [B,S,K,H]; T and S whole tiles.
-      log_sum_exp: float32 [B,N,T], of the forward pass.
-      delta: float32 [B,N,T], sum of out * dout over H, less the derivative by the log-sum-exp.
-    """
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    block_q, block_k = tiles.blocks.q, tiles.blocks.k
+    q: Any
+    dout: Any
+    numbers: Any
+    bounds: Any
+
+    @classmethod
+    def types(cls, count: int, queries: int, H: int, dtype: Any) -> "_Queries":
+        """To allocate, `count` hopper.times."""
+        memory = hopper.tile_memory((count, queries, H), dtype)
+        numbers = plgpu.SMEM((count, 2, queries), jnp.float32)
+        return cls(memory, memory, numbers, plgpu.SMEM((count, 4, queries), jnp.int32))
+
+
+class _DqScratch(NamedTuple):
+    """Shared memory and barriers."""
+
+    queries: _Queries
+    queries_here: Any
+    ring: KeysAndValues
+
+
+class _DkvScratch(NamedTuple):
+    """Shared memory and barriers: k and v per warpgroup, queries per slot; see `_dkv_kernel` for the barriers."""
+
+    queries: _Queries  # first in memory: behind k and v, ptxas spills 8 bytes more
+    k: Any
+    v: Any
+    keys_here: Any
+    q_here: Any
+    dout_here: Any
+    free: Any
+
+
+def backward(scale: float, kept: Any, given: Any) -> tuple[Any, ...]:
+    """Gradients by q, k and v, and none by the tiles; see `gpu._forward` for what is kept."""
+    q, k, v, tiles, out, log_sum_exp = kept
+    dout, dlog_sum_exp = given
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    # The log-sum-exp's own derivative by the scores is the weights: it enters where delta does.
+    delta = jnp.einsum("btnh,btnh->bnt", out, dout, preferred_element_type=jnp.float32) - dlog_sum_exp
     # exp2 wants it in units of log 2. A query without keys has -inf, and no weight that 0 could make wrong.
-    log2_sum_exp = jnp.where(log_sum_exp == -jnp.inf, 0, log_sum_exp * LOG2_E)
-    numbers = jnp.stack([log2_sum_exp, delta], axis=2)
-    settings: dict[str, Any] = dict(scale=scale, group=N // K, blocks=tiles.blocks)
-    rows = block_q // WARPGROUPS
-    (dq,) = plgpu.kernel(
-        functools.partial(_dq_kernel, code=tiles.by_query.code, **settings),
-        out_type=(jax.ShapeDtypeStruct(q.shape, q.dtype),),
-        scratch_types=dict(
-            q_smem=tile_memory((WARPGROUPS, rows, H), q.dtype),
-            dout_smem=tile_memory((WARPGROUPS, rows, H), q.dtype),
-            numbers_smem=plgpu.SMEM((WARPGROUPS, 2, rows), jnp.float32),
-            bounds_smem=plgpu.SMEM((WARPGROUPS, 4, rows), jnp.int32),
-            k_smem=tile_memory((STAGES, block_k, H), q.dtype),
-            v_smem=tile_memory((STAGES, block_k, H), q.dtype),
-            queries_here=plgpu.Barrier(num_arrivals=4, num_barriers=WARPGROUPS),
-            k_here=plgpu.Barrier(num_barriers=STAGES),
-            v_here=plgpu.Barrier(num_barriers=STAGES),
-            k_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=STAGES),
-            v_free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=STAGES),
-        ),
-        grid=(T // block_q, B, N),
-        grid_names=("tile", "row", "head"),
-        kernel_name="attention_dq",
-        **THREADS,
-    )(q, k, v, dout, numbers, tiles.bounds, tiles.by_query.steps, tiles.by_query.starts)
-    keys, queries = block_k // WARPGROUPS, block_q // _PARTS
-    dk, dv = plgpu.kernel(
-        functools.partial(_dkv_kernel, code=tiles.by_key.code, **settings),
-        out_type=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
-        scratch_types=dict(
-            k_smem=tile_memory((WARPGROUPS, keys, H), k.dtype),
-            v_smem=tile_memory((WARPGROUPS, keys, H), k.dtype),
-            q_smem=tile_memory((DKV_STAGES, queries, H), k.dtype),
-            dout_smem=tile_memory((DKV_STAGES, queries, H), k.dtype),
-            numbers_smem=plgpu.SMEM((DKV_STAGES, 2, queries), jnp.float32),
-            bounds_smem=plgpu.SMEM((DKV_STAGES, 4, queries), jnp.int32),
-            keys_here=plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
-            q_here=plgpu.Barrier(num_arrivals=3, num_barriers=DKV_STAGES),
-            dout_here=plgpu.Barrier(num_barriers=DKV_STAGES),
-            free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=DKV_STAGES),
-        ),
-        grid=(S // block_k, B, K),
-        grid_names=("tile", "row", "kv_head"),
-        kernel_name="attention_dkv",
-        **THREADS,
-    )(q, k, v, dout, numbers, tiles.bounds, tiles.by_key.steps, tiles.by_key.starts)
-    return dq, dk, dv
+    log2_sum_exp = jnp.where(log_sum_exp == -jnp.inf, 0, log_sum_exp * hopper.LOG2_E)
+    inputs = Inputs(q, k, v, tiles.bounds, tiles.by_query, dout, jnp.stack([log2_sum_exp, delta], axis=2))
+    scratch = _DqScratch(
+        queries=_Queries.types(hopper.WARPGROUPS, TILE_SHAPE.q // hopper.WARPGROUPS, H, q.dtype),
+        queries_here=plgpu.Barrier(num_arrivals=4, num_barriers=hopper.WARPGROUPS),
+        ring=KeysAndValues.types(H, q.dtype),
+    )
+    grid = dict(tile=T // TILE_SHAPE.q, row=B, head=N)
+    (dq,) = hopper.launch(_dq_kernel, "attention_dq", grid, (q,), scratch, inputs, scale=scale)
+    keys = hopper.tile_memory((hopper.WARPGROUPS, TILE_SHAPE.k // hopper.WARPGROUPS, H), k.dtype)
+    scratch = _DkvScratch(
+        queries=_Queries.types(DKV_STAGES, TILE_SHAPE.q // _PARTS, H, k.dtype),
+        k=keys,
+        v=keys,
+        keys_here=plgpu.Barrier(num_arrivals=2, num_barriers=hopper.WARPGROUPS),
+        q_here=plgpu.Barrier(num_arrivals=3, num_barriers=DKV_STAGES),
+        dout_here=plgpu.Barrier(num_barriers=DKV_STAGES),
+        free=plgpu.Barrier(num_arrivals=hopper.WARPGROUPS, num_barriers=DKV_STAGES),
+    )
+    grid = dict(tile=S // TILE_SHAPE.k, row=B, kv_head=K)
+    inputs = inputs._replace(steps=tiles.by_key)
+    dk, dv = hopper.launch(_dkv_kernel, "attention_dkv", grid, (k, v), scratch, inputs, scale=scale)
+    return dq, dk, dv, None
 
 
-def _dq_kernel(
-    q_ref, k_ref, v_ref, dout_ref, numbers_ref, bounds_ref, steps_ref, starts_ref, dq_ref,
-    *, q_smem, dout_smem, numbers_smem, bounds_smem, k_smem, v_smem, queries_here, k_here, v_here, k_free, v_free,
-    scale: float, group: int, blocks: Blocks, code: StepCode,
-):  # fmt: skip
-    head, row, warpgroup = lax.axis_index("head"), lax.axis_index("row"), lax.axis_index("warpgroup")
-    query_tiles = q_ref.shape[1] // blocks.q
+def _dq_kernel(inputs: Inputs, dq_ref: Any, scratch: _DqScratch, *, scale: float):
+    head, row = lax.axis_index("head"), lax.axis_index("row")
+    _, T, N, H = inputs.q.shape
+    query_tiles, rows = T // TILE_SHAPE.q, TILE_SHAPE.q // hopper.WARPGROUPS
     tile = query_tiles - 1 - lax.axis_index("tile")
-    place = 2 * (row * query_tiles + tile)
-    begin, begin_masked, end = starts_ref[place], starts_ref[place + 1], starts_ref[place + 2]
-    rows, H = blocks.q // WARPGROUPS, q_ref.shape[3]
+    steps = Steps.of(inputs.steps, row * query_tiles + tile)
+    ring = scratch.ring
 
-    @pl.when(warpgroup < WARPGROUPS)
-    def compute():
-        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        mine = pl.ds(tile * blocks.q + warpgroup * rows, rows)
-        q, dout, numbers, bounds = (ref.at[warpgroup] for ref in (q_smem, dout_smem, numbers_smem, bounds_smem))
-        here = queries_here.at[warpgroup]
-        plgpu.copy_gmem_to_smem(q_ref.at[row, mine, head], q, here)
-        plgpu.copy_gmem_to_smem(dout_ref.at[row, mine, head], dout, here)
-        plgpu.copy_gmem_to_smem(numbers_ref.at[row, head, :, mine], numbers, here)
-        plgpu.copy_gmem_to_smem(bounds_ref.at[row, :, mine], bounds, here)
+    def compute(warpgroup):
+        mine = pl.ds(tile * TILE_SHAPE.q + warpgroup * rows, rows)
+        q, dout, numbers, bounds = (x.at[warpgroup] for x in scratch.queries)
+        here = scratch.queries_here.at[warpgroup]
+        hopper.bring(
+            here,
+            (inputs.q.at[row, mine, head], q),
+            (inputs.dout.at[row, mine, head], dout),
+            (inputs.numbers.at[row, head, :, mine], numbers),
+            (inputs.bounds.at[row, :, mine], bounds),
+        )
         plgpu.barrier_wait(here)
         log2_sum_exp, delta = (plgpu.load(numbers.at[i], layout=plgpu.Layout.WGMMA.reduce(1)) for i in range(2))
 
         def visit(step, dq, *, masked: bool):
-            slot = lax.rem(step - begin, jnp.int32(STAGES))
-            shape = (rows, blocks.k)
-            plgpu.barrier_wait(k_here.at[slot])
-            scores = times(q, k_smem.at[slot].transpose((1, 0)), shape)
+            slot = lax.rem(step - steps.begin, jnp.int32(STAGES))
+            shape = (rows, TILE_SHAPE.k)
+            plgpu.barrier_wait(ring.k_here.at[slot])
+            scores = hopper.times(q, ring.k.at[slot].transpose((1, 0)), shape)
             if masked:
-                first_key = code.inner(steps_ref[step]) * blocks.k
-                scores = jnp.where(visible(bounds, first_key, blocks.k, by_key=False), scores, -jnp.inf)
-            weights = jnp.exp2(scores * (scale * LOG2_E) - lax.broadcast_in_dim(log2_sum_exp, shape, [0]))
-            plgpu.barrier_wait(v_here.at[slot])
-            dweights = times(dout, v_smem.at[slot].transpose((1, 0)), shape)
-            plgpu.barrier_arrive(v_free.at[slot])
+                seen = visible(bounds, steps.inner(step) * TILE_SHAPE.k, TILE_SHAPE.k, by_key=False)
+                scores = jnp.where(seen, scores, -jnp.inf)
+            weights = jnp.exp2(scores * (scale * hopper.LOG2_E) - lax.broadcast_in_dim(log2_sum_exp, shape, [0]))
+            plgpu.barrier_wait(ring.v_here.at[slot])
+            dweights = hopper.times(dout, ring.v.at[slot].transpose((1, 0)), shape)
+            plgpu.barrier_arrive(ring.v_free.at[slot])
             slopes = weights * (dweights - lax.broadcast_in_dim(delta, shape, [0]))
-            dq = plus_times(dq, slopes.astype(q_ref.dtype), k_smem.at[slot])
-            plgpu.barrier_arrive(k_free.at[slot])
+            dq = hopper.plus_times(dq, slopes.astype(q.dtype), ring.k.at[slot])
+            plgpu.barrier_arrive(ring.k_free.at[slot])
             return dq
 
-        dq = fill((rows, H), 0)
-        dq = lax.fori_loop(begin, begin_masked, functools.partial(visit, masked=False), dq)
-        dq = lax.fori_loop(begin_masked, end, functools.partial(visit, masked=True), dq)
-        q[...] = (dq * scale).astype(q_ref.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(q, dq_ref.at[row, mine, head])
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        dq = steps.fold(visit, hopper.fill((rows, H), 0))
+        q[...] = (dq * scale).astype(q.dtype)
+        hopper.write_out((q, dq_ref.at[row, mine, head]))
 
-    @pl.when(warpgroup == WARPGROUPS)
     def fetch():
-        plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
-        kv_head = lax.div(head, jnp.int32(group))
+        ring.fetch(inputs.k, inputs.v, steps, row, lax.div(head, jnp.int32(N // inputs.k.shape[2])))
 
-        def fetch_to(source, memory, here):
-            def fetch(first_key, slot):
-                keys = pl.ds(first_key, blocks.k)
-                plgpu.copy_gmem_to_smem(source.at[row, keys, kv_head], memory.at[slot], here.at[slot])
-
-            return fetch
-
-        fetch_ahead(
-            end - begin,
-            STAGES,
-            lambda index: code.inner(steps_ref[begin + index]) * blocks.k,
-            (k_free, fetch_to(k_ref, k_smem, k_here)),
-            (v_free, fetch_to(v_ref, v_smem, v_here)),
-        )
+    hopper.split_roles(compute, fetch)
 
 
-_PARTS = 2
-"""A query tile is taken in halves: with 128 queries at once, four float32 tiles would not fit the registers."""
+def _dkv_kernel(inputs: Inputs, dk_ref: Any, dv_ref: Any, scratch: _DkvScratch, *, scale: float):
+    """A visit takes a half of a query tile of one head. Who arrives at which barrier, and who waits there:
 
+        fetching warpgroup        barrier    each computing warpgroup
+        ------------------        -------    ------------------------
+                                 keys_here   <-> fetches its own k and v, waits once
+            waits          <---    free      <-- arrives when it has added to dk and dv
+        q, numbers, bounds --->   q_here     --> waits, then k q^T and the weights
+               dout        --->  dout_here   --> waits, then v dout^T, and adds to dk and dv
 
-def _dkv_kernel(
-    q_ref, k_ref, v_ref, dout_ref, numbers_ref, bounds_ref, steps_ref, starts_ref, dk_ref, dv_ref,
-    *, k_smem, v_smem, q_smem, dout_smem, numbers_smem, bounds_smem, keys_here, q_here, dout_here, free,
-    scale: float, group: int, blocks: Blocks, code: StepCode,
-):  # fmt: skip
-    kv_head, row, warpgroup = lax.axis_index("kv_head"), lax.axis_index("row"), lax.axis_index("warpgroup")
+    All but `keys_here` belong to a slot, visit % DKV_STAGES; its first visit finds it free.
+    """
+    kv_head, row = lax.axis_index("kv_head"), lax.axis_index("row")
     tile = lax.axis_index("tile")  # the first key tiles have most queries: they begin first
-    place = 2 * (row * (k_ref.shape[1] // blocks.k) + tile)
-    begin, begin_masked, end = starts_ref[place], starts_ref[place + 1], starts_ref[place + 2]
-    keys, queries, H = blocks.k // WARPGROUPS, blocks.q // _PARTS, k_ref.shape[3]
-    visits = group * _PARTS  # of a step: each part of the query tile, for each query head of this kv head
+    _, S, K, H = inputs.k.shape
+    steps = Steps.of(inputs.steps, row * (S // TILE_SHAPE.k) + tile)
+    keys, queries = TILE_SHAPE.k // hopper.WARPGROUPS, TILE_SHAPE.q // _PARTS
+    group = inputs.q.shape[2] // K
+    visits = group * _PARTS  # of a step
 
-    def step_of(visit: jax.Array) -> jax.Array:
-        return steps_ref[begin + lax.div(visit, jnp.int32(visits))]
-
-    @pl.when(warpgroup < WARPGROUPS)
-    def compute():
-        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        first_key = tile * blocks.k + warpgroup * keys
+    def compute(warpgroup):
+        first_key = tile * TILE_SHAPE.k + warpgroup * keys
         mine = pl.ds(first_key, keys)
-        k, v, here = k_smem.at[warpgroup], v_smem.at[warpgroup], keys_here.at[warpgroup]
-        plgpu.copy_gmem_to_smem(k_ref.at[row, mine, kv_head], k, here)
-        plgpu.copy_gmem_to_smem(v_ref.at[row, mine, kv_head], v, here)
+        k, v, here = (x.at[warpgroup] for x in (scratch.k, scratch.v, scratch.keys_here))
+        hopper.bring(here, (inputs.k.at[row, mine, kv_head], k), (inputs.v.at[row, mine, kv_head], v))
         plgpu.barrier_wait(here)
         shape = (keys, queries)
 
         def visit(index, carry, *, masked: bool):
             dk, dv = carry
             slot = lax.rem(index, jnp.int32(DKV_STAGES))
+            q, dout, numbers, bounds = (x.at[slot] for x in scratch.queries)
 
             def across(number: int) -> jax.Array:
-                values = plgpu.load(numbers_smem.at[slot, number], layout=plgpu.Layout.WGMMA.reduce(0))
+                values = plgpu.load(numbers.at[number], layout=plgpu.Layout.WGMMA.reduce(0))
                 return lax.broadcast_in_dim(values, shape, [1])
 
-            plgpu.barrier_wait(q_here.at[slot])
-            scores = times(k, q_smem.at[slot].transpose((1, 0)), shape)
+            plgpu.barrier_wait(scratch.q_here.at[slot])
+            scores = hopper.times(k, q.transpose((1, 0)), shape)
             if masked:
-                seen = visible(bounds_smem.at[slot], first_key, keys, by_key=True)
-                scores = jnp.where(seen, scores, -jnp.inf)
-            weights = jnp.exp2(scores * (scale * LOG2_E) - across(0))
-            plgpu.barrier_wait(dout_here.at[slot])
-            dweights = times(v, dout_smem.at[slot].transpose((1, 0)), shape)
+                scores = jnp.where(visible(bounds, first_key, keys, by_key=True), scores, -jnp.inf)
+            weights = jnp.exp2(scores * (scale * hopper.LOG2_E) - across(0))
+            plgpu.barrier_wait(scratch.dout_here.at[slot])
+            dweights = hopper.times(v, dout.transpose((1, 0)), shape)
             slopes = weights * (dweights - across(1))
-            dv = plus_times(dv, weights.astype(k_ref.dtype), dout_smem.at[slot])
-            dk = plus_times(dk, slopes.astype(k_ref.dtype), q_smem.at[slot])
+            dv = hopper.plus_times(dv, weights.astype(k.dtype), dout)
+            dk = hopper.plus_times(dk, slopes.astype(k.dtype), q)
             # `numbers` and `bounds` were read by the threads themselves, and TMA will write there next.
             plgpu.commit_smem()
-            plgpu.barrier_arrive(free.at[slot])
+            plgpu.barrier_arrive(scratch.free.at[slot])
             return dk, dv
 
-        carry = (fill((keys, H), 0), fill((keys, H), 0))
-        unmasked, all_visits = (begin_masked - begin) * visits, (end - begin) * visits
+        carry = (hopper.fill((keys, H), 0), hopper.fill((keys, H), 0))
+        unmasked, all_visits = (steps.begin_masked - steps.begin) * visits, (steps.end - steps.begin) * visits
         carry = lax.fori_loop(0, unmasked, functools.partial(visit, masked=False), carry)
         dk, dv = lax.fori_loop(unmasked, all_visits, functools.partial(visit, masked=True), carry)
-        k[...] = (dk * scale).astype(k_ref.dtype)
-        v[...] = dv.astype(k_ref.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(k, dk_ref.at[row, mine, kv_head])
-        plgpu.copy_smem_to_gmem(v, dv_ref.at[row, mine, kv_head])
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        k[...] = (dk * scale).astype(k.dtype)
+        v[...] = dv.astype(k.dtype)
+        hopper.write_out((k, dk_ref.at[row, mine, kv_head]), (v, dv_ref.at[row, mine, kv_head]))
 
-    @pl.when(warpgroup == WARPGROUPS)
     def fetch():
-        plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
-
-        def where(index):
-            which = lax.rem(index, jnp.int32(visits))
+        def where(visit):
+            step = steps.begin + lax.div(visit, jnp.int32(visits))
+            which = lax.rem(visit, jnp.int32(visits))
             head = kv_head * group + lax.div(which, jnp.int32(_PARTS))
-            first_query = code.inner(step_of(index)) * blocks.q + lax.rem(which, jnp.int32(_PARTS)) * queries
+            first_query = steps.inner(step) * TILE_SHAPE.q + lax.rem(which, jnp.int32(_PARTS)) * queries
             return head, first_query
 
         def fetch_queries(place, slot):
             head, first_query = place
             these = pl.ds(first_query, queries)
-            here = q_here.at[slot]
-            plgpu.copy_gmem_to_smem(q_ref.at[row, these, head], q_smem.at[slot], here)
-            plgpu.copy_gmem_to_smem(numbers_ref.at[row, head, :, these], numbers_smem.at[slot], here)
-            plgpu.copy_gmem_to_smem(bounds_ref.at[row, :, these], bounds_smem.at[slot], here)
-            plgpu.copy_gmem_to_smem(dout_ref.at[row, these, head], dout_smem.at[slot], dout_here.at[slot])
+            q, dout, numbers, bounds = (x.at[slot] for x in scratch.queries)
+            hopper.bring(
+                scratch.q_here.at[slot],
+                (inputs.q.at[row, these, head], q),
+                (inputs.numbers.at[row, head, :, these], numbers),
+                (inputs.bounds.at[row, :, these], bounds),
+            )
+            hopper.bring(scratch.dout_here.at[slot], (inputs.dout.at[row, these, head], dout))
 
-        fetch_ahead((end - begin) * visits, DKV_STAGES, where, (free, fetch_queries))
+        hopper.fetch_ahead((steps.end - steps.begin) * visits, DKV_STAGES, where, (scratch.free, fetch_queries))
+
+    hopper.split_roles(compute, fetch)

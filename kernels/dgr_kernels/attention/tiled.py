@@ -6,91 +6,58 @@ pair and masks (docs/kernels.md has the times). Within a tile the matmuls run on
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
-from dgr_kernels.attention.tiles import Blocks, Tiles, tiles_for
-from dgr_kernels.attention.visibility import Visibility
+from dgr_kernels.attention.tiles import Tiles, TileShape
+from dgr_kernels.attention.visibility import may_see
 from dgr_kernels.precision import product
 
 
-def choose_blocks(queries: int, keys: int, group: int) -> Blocks:
-    """Of two cores' choice: with 256 x 256 packed rows took up to a seventh longer, with 64 x 64 a third."""
-    del queries, keys, group
-    return Blocks(128, 128)
+def choose_tile_shape(*_: int) -> TileShape:
+    """The fastest on two cores: with 256 x 256 packed rows took up to a seventh longer, with 64 x 64 a third."""
+    return TileShape(128, 128)
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, *, scale: float, blocks: Blocks | None = None
-) -> tuple[jax.Array, jax.Array]:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles, *, scale: float) -> tuple[jax.Array, jax.Array]:
     """Softmax attention; see `dgr_kernels.attention.attention`. Returns out [B,T,N,H] and log-sum-exp [B,T,N]."""
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    tiles = tiles_for(visibility, S, blocks or choose_blocks(T, S, N // K))
-    grid = _Grid(B, T, S, N, K, H, tiles.blocks)
-    out, log_sum_exp = _attend(grid, grid.by_query(q * scale), grid.by_key(k), grid.by_key(v), tiles)
-    out = grid.to_rows(out).astype(q.dtype)
-    return out, grid.to_rows(log_sum_exp[..., None])[..., 0]
+    (B, T), K, shape = q.shape[:2], k.shape[2], tiles.tile_shape
+    out, log_sum_exp = _attend(_split(q * scale, shape.q, K), _split(k, shape.k, K), _split(v, shape.k, K), tiles)
+    out, log_sum_exp = (_join(x, shape.q, B)[:, :T] for x in (out.astype(q.dtype), log_sum_exp[..., None]))
+    return out, log_sum_exp[..., 0]
 
 
-class _Grid(NamedTuple):
-    """Sizes, and how arrays become tiles: the G query heads of a kv head are rows of one matmul."""
+def _split(x: jax.Array, size: int, K: int) -> jax.Array:
+    """[B, T, heads, *] -> [B * tiles, K, heads / K * size, *]: query heads of a kv head are rows of one matmul."""
+    B, T, heads, width = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -T % size), (0, 0), (0, 0))).reshape(B, -1, size, K, heads // K, width)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(-1, K, heads // K * size, width)
 
-    B: int
-    T: int
-    S: int
-    N: int
-    K: int
-    H: int
-    blocks: Blocks
 
-    @property
-    def G(self) -> int:
-        return self.N // self.K
-
-    @property
-    def query_tiles(self) -> int:
-        return -(-self.T // self.blocks.q)
-
-    @property
-    def key_tiles(self) -> int:
-        return -(-self.S // self.blocks.k)
-
-    def by_query(self, x: jax.Array) -> jax.Array:
-        """[B, T, N, *] -> [B * query tiles, K, G * block, *]."""
-        B, q, tiles = self.B, self.blocks.q, self.query_tiles
-        x = jnp.pad(x, ((0, 0), (0, tiles * q - self.T), (0, 0), (0, 0))).reshape(B, tiles, q, self.K, self.G, -1)
-        return x.transpose(0, 1, 3, 4, 2, 5).reshape(B * tiles, self.K, self.G * q, -1)
-
-    def to_rows(self, x: jax.Array) -> jax.Array:
-        """The inverse of `by_query`."""
-        B, q, tiles = self.B, self.blocks.q, self.query_tiles
-        x = x.reshape(B, tiles, self.K, self.G, q, -1).transpose(0, 1, 4, 2, 3, 5)
-        return x.reshape(B, tiles * q, self.N, -1)[:, : self.T]
-
-    def by_key(self, x: jax.Array) -> jax.Array:
-        """[B, S, K, H] -> [B * key tiles, K, block, H]."""
-        B, k, tiles = self.B, self.blocks.k, self.key_tiles
-        x = jnp.pad(x, ((0, 0), (0, tiles * k - self.S), (0, 0), (0, 0))).reshape(B, tiles, k, self.K, self.H)
-        return x.swapaxes(2, 3).reshape(B * tiles, self.K, k, self.H)
-
-    def bounds(self, tiles: Tiles) -> jax.Array:
-        """int32 [B * query tiles, 4, block]."""
-        return tiles.bounds.reshape(self.B, 4, self.query_tiles, -1).swapaxes(1, 2).reshape(-1, 4, self.blocks.q)
+def _join(x: jax.Array, size: int, B: int) -> jax.Array:
+    """The inverse of `_split`, of whole tiles."""
+    _, K, rows, width = x.shape
+    x = x.reshape(B, -1, K, rows // size, size, width).transpose(0, 1, 4, 2, 3, 5)
+    return x.reshape(B, -1, K * (rows // size), width)
 
 
 class _Queries(NamedTuple):
-    """A tile of queries: its number over all rows, and its int32 [4, block] bounds."""
+    """A tile of queries: its number over all rows, and its int32 [4, size] bounds."""
 
     number: jax.Array
     q: jax.Array
     bounds: jax.Array
 
+    @classmethod
+    def all(cls, q: jax.Array, tiles: Tiles) -> Self:
+        """Every tile, on a leading axis."""
+        B, size = tiles.bounds.shape[0], tiles.tile_shape.q
+        return cls(jnp.arange(len(q)), q, tiles.bounds.reshape(B, 4, -1, size).swapaxes(1, 2).reshape(-1, 4, size))
+
 
 def _over_keys[T](
-    grid: _Grid,
     tiles: Tiles,
     queries: _Queries,
     k: jax.Array,
@@ -101,13 +68,13 @@ def _over_keys[T](
 
     The list has the tiles without invisible pairs first, so each of two loops knows whether it masks.
     """
-    steps, first_key = tiles.by_query, queries.number // grid.query_tiles * grid.key_tiles
+    steps, shape = tiles.by_query, tiles.tile_shape
+    first_key = queries.number // (tiles.bounds.shape[2] // shape.q) * -(-tiles.keys // shape.k)
 
     def mask(inner: jax.Array, scores: jax.Array) -> jax.Array:
-        s = inner * grid.blocks.k + jnp.arange(grid.blocks.k, dtype=jnp.int32)
-        start, end, own, last = (bound[:, None] for bound in queries.bounds)
-        visible = (s <= last) & (((start <= s) & (s < end)) | (s >= own))
-        by_head = scores.reshape(grid.K, grid.G, *visible.shape)
+        s = inner * shape.k + jnp.arange(shape.k, dtype=jnp.int32)
+        visible = may_see(s, *(bound[:, None] for bound in queries.bounds))
+        by_head = scores.reshape(len(scores), -1, *visible.shape)
         return jnp.where(visible, by_head, -jnp.inf).reshape(scores.shape)
 
     def step(index: jax.Array, so_far: T, *, partial: bool) -> T:
@@ -124,7 +91,7 @@ def _add(array: jax.Array, tile: jax.Array, part: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(array, array[tile] + part, tile, 0)
 
 
-def _run(grid: _Grid, q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
+def _run(q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
     """Tiles of q (scaled), k and v -> out like q, and log-sum-exp without its last axis; both float32."""
 
     def attend(queries: _Queries) -> tuple[jax.Array, jax.Array]:
@@ -139,20 +106,20 @@ def _run(grid: _Grid, q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles) ->
 
         rows = queries.q.shape[:-1]
         nothing = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros(queries.q.shape, jnp.float32))
-        highest, total, out = _over_keys(grid, tiles, queries, k, visit, nothing)
+        highest, total, out = _over_keys(tiles, queries, k, visit, nothing)
         sees = total > 0
         some = jnp.where(sees, total, 1)
         return out / some[..., None], jnp.where(sees, jnp.log(some) + highest, -jnp.inf)
 
-    return jax.lax.map(attend, _Queries(jnp.arange(len(q)), q, grid.bounds(tiles)))
+    return jax.lax.map(attend, _Queries.all(q, tiles))
 
 
-def _forward(grid, q, k, v, tiles):
-    out, log_sum_exp = _run(grid, q, k, v, tiles)
+def _forward(q, k, v, tiles):
+    out, log_sum_exp = _run(q, k, v, tiles)
     return (out, log_sum_exp), (q, k, v, tiles, out, log_sum_exp)
 
 
-def _backward(grid, kept, given):
+def _backward(kept, given):
     q, k, v, tiles, out, log_sum_exp = kept
     dout, dlog_sum_exp = given
     sees = jnp.isfinite(log_sum_exp)
@@ -175,14 +142,14 @@ def _backward(grid, kept, given):
             )
 
         nothing = jnp.zeros(queries.q.shape, jnp.float32)
-        dq, *of_keys = _over_keys(grid, tiles, queries, k, visit, (nothing, *of_keys))
+        dq, *of_keys = _over_keys(tiles, queries, k, visit, (nothing, *of_keys))
         return tuple(of_keys), dq
 
     nothing = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
-    queries = _Queries(jnp.arange(len(q)), q, grid.bounds(tiles))
+    queries = _Queries.all(q, tiles)
     (dk, dv), dq = jax.lax.scan(attend, nothing, (queries, dout.astype(v.dtype), shift, constant))
     return *(g.astype(x.dtype) for g, x in zip((dq, dk, dv), (q, k, v), strict=True)), None
 
 
-_attend: Any = jax.custom_vjp(_run, nondiff_argnums=(0,))
+_attend: Any = jax.custom_vjp(_run)
 _attend.defvjp(_forward, _backward)

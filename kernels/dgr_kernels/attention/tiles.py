@@ -4,6 +4,7 @@ The lists are made once per batch from three integers per token (`prepare`), and
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, Self
 
 import jax
@@ -15,8 +16,8 @@ from dgr_kernels.attention.visibility import Visibility
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
-    """Sizes of a tile.
+class TileShape:
+    """The size of a tile.
 
     Attributes:
       q: queries.
@@ -30,25 +31,25 @@ class Blocks:
         for name in ("q", "k"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 64 or size % 64:
-                raise ValueError(f"blocks.{name} is {size!r}; it must be a multiple of 64")
+                raise ValueError(f"tile_shape.{name} is {size!r}; it must be a multiple of 64")
 
 
-def visible_pairs(visibility: Visibility, keys: int, blocks: Blocks) -> jax.Array:
+def visible_pairs(visibility: Visibility, keys: int, tile_shape: TileShape) -> jax.Array:
     """Number of visible (query, key) pairs in each tile: int32 [B, query tiles, key tiles]."""
     B, T = visibility.own_start.shape
     u = (keys - T) + jnp.arange(T, dtype=jnp.int32)
     own = jnp.clip(visibility.own_start, 0, u + 1)
     begin = jnp.maximum(visibility.prefix_start, 0)
     end = jnp.minimum(visibility.prefix_end, own)  # a key that both parts hold is counted once
-    tile_start = jnp.arange(-(-keys // blocks.k), dtype=jnp.int32) * blocks.k
+    tile_start = jnp.arange(-(-keys // tile_shape.k), dtype=jnp.int32) * tile_shape.k
 
     def inside(low: jax.Array, high: jax.Array) -> jax.Array:
         low = jnp.maximum(low[..., None], tile_start)
-        return jnp.maximum(jnp.minimum(high[..., None], tile_start + blocks.k) - low, 0)
+        return jnp.maximum(jnp.minimum(high[..., None], tile_start + tile_shape.k) - low, 0)
 
     pairs = inside(begin, end) + inside(own, jnp.broadcast_to(u + 1, own.shape))
-    pairs = jnp.pad(pairs, ((0, 0), (0, -T % blocks.q), (0, 0)))
-    return pairs.reshape(B, -1, blocks.q, pairs.shape[-1]).sum(2)
+    pairs = jnp.pad(pairs, ((0, 0), (0, -T % tile_shape.q), (0, 0)))
+    return pairs.reshape(B, -1, tile_shape.q, pairs.shape[-1]).sum(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ class TileList:
     code: StepCode = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, pairs: jax.Array, blocks: Blocks, *, most: int, by_key: bool = False) -> Self:
+    def of(cls, pairs: jax.Array, tile_shape: TileShape, *, most: int, by_key: bool = False) -> Self:
         """The list for outputs that are tiles of queries or, `by_key`, of keys.
 
         Args:
@@ -128,7 +129,7 @@ class TileList:
         code = StepCode((outer - 1).bit_length(), (inner - 1).bit_length())
         if (B - 1).bit_length() + code.outer_bits + code.inner_bits > 28:
             raise NotImplementedError(f"{B} rows of {outer} x {inner} tiles do not fit 32-bit steps; split the batch")
-        full = pairs == blocks.q * blocks.k
+        full = pairs == tile_shape.q * tile_shape.k
         partial = (pairs > 0) & ~full
         # An output tile without visible pairs still takes one step, with every pair masked.
         idle = ~(pairs > 0).any(-1)
@@ -156,59 +157,64 @@ class Tiles:
       bounds: int32 [B, 4, T padded to whole tiles]: prefix_start, prefix_end, own_start and the last key index that a
         query may see; all -1, which is before every key, where the query is padding.
       keys: S.
-      blocks: the size of a tile.
+      tile_shape: the size of a tile.
     """
 
     by_query: TileList
     by_key: TileList
     bounds: jax.Array
     keys: int = dataclasses.field(metadata={"static": True})
-    blocks: Blocks = dataclasses.field(metadata={"static": True})
+    tile_shape: TileShape = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, visibility: Visibility, keys: int, blocks: Blocks) -> Self:
+    def of(cls, visibility: Visibility, keys: int, tile_shape: TileShape) -> Self:
         """Lists for `keys` = S keys."""
         B, T = visibility.own_start.shape
-        pairs = visible_pairs(visibility, keys, blocks)
-        most = _most_steps(B, T, keys, blocks)
+        pairs = visible_pairs(visibility, keys, tile_shape)
+        most = _most_steps(B, T, keys, tile_shape)
         last = jnp.broadcast_to((keys - T) + jnp.arange(T, dtype=jnp.int32), (B, T))
-        bounds = jnp.stack([visibility.prefix_start, visibility.prefix_end, visibility.own_start, last], axis=1)
+        bounds = jnp.stack([*visibility.bounds, last], axis=1)
         return cls(
-            TileList.of(pairs, blocks, most=most),
-            TileList.of(pairs, blocks, most=most + B * pairs.shape[2], by_key=True),
-            jnp.pad(bounds, ((0, 0), (0, 0), (0, -T % blocks.q)), constant_values=-1),
+            TileList.of(pairs, tile_shape, most=most),
+            TileList.of(pairs, tile_shape, most=most + B * pairs.shape[2], by_key=True),
+            jnp.pad(bounds, ((0, 0), (0, 0), (0, -T % tile_shape.q)), constant_values=-1),
             keys,
-            blocks,
+            tile_shape,
         )
 
+    def checked(self, visibility: Visibility, keys: int, tile_shape: TileShape) -> Self:
+        """These lists, which must be those of the visibility; traced bounds cannot be compared.
 
-def _most_steps(batch: int, queries: int, keys: int, blocks: Blocks) -> int:
+        Raises:
+          ValueError: they were prepared for tiles of another size, for other rows or keys, or for other devices' share.
+        """
+        if self.tile_shape != tile_shape:
+            raise ValueError(f"tiles were prepared for {self.tile_shape}; tile_shape is {tile_shape}")
+        B, T = visibility.own_start.shape
+        starts = B * -(-T // tile_shape.q) * 2 + 1
+        if self.keys != keys or self.bounds.shape[0] != B or self.by_query.starts.size != starts:
+            raise ValueError(
+                "tiles were prepared for other rows or keys, or with another partition; "
+                "give `prepare` and `attention` the same ones"
+            )
+        if not any(isinstance(x, Tracer) for x in (*visibility.bounds, self.bounds)):
+            # In numpy: within a loop that is being traced, even an index into a known array would be traced.
+            given = np.stack([np.asarray(x) for x in visibility.bounds], axis=1)
+            if not np.array_equal(np.asarray(self.bounds)[:, :3, :T], given):
+                raise ValueError("tiles were prepared for other bounds; call `prepare` again")
+        return self
+
+
+def _most_steps(batch: int, queries: int, keys: int, tile_shape: TileShape) -> int:
     """Tiles that the causal triangle touches: no visibility visits more, by query."""
-    ends = (min(keys, keys - queries + (i + 1) * blocks.q) for i in range(-(-queries // blocks.q)))
-    return batch * sum(max(1, -(-end // blocks.k)) for end in ends)
+    ends = (min(keys, keys - queries + (i + 1) * tile_shape.q) for i in range(-(-queries // tile_shape.q)))
+    return batch * sum(max(1, -(-end // tile_shape.k)) for end in ends)
 
 
-def tiles_for(visibility: Visibility, keys: int, blocks: Blocks) -> Tiles:
-    """The prepared lists of a visibility where they fit, or new ones.
-
-    Raises:
-      ValueError: lists that were prepared for other rows, or for other devices' share of them.
-    """
-    tiles = visibility.tiles
-    if tiles is None or tiles.blocks != blocks or tiles.keys != keys:
-        return Tiles.of(visibility, keys, blocks)
-    B, T = visibility.own_start.shape
-    if tiles.by_query.starts.size != B * -(-T // blocks.q) * 2 + 1 or tiles.bounds.shape[0] != B:
-        raise ValueError(
-            "visibility.tiles were prepared for other rows or with another partition; "
-            "give `prepare` and `attention` the same ones"
-        )
-    bounds = (visibility.prefix_start, visibility.prefix_end, visibility.own_start)
-    if not any(isinstance(x, Tracer) for x in (*bounds, tiles.bounds)):
-        # In numpy: within a loop that is being traced, even an index into a known array would be traced.
-        if not np.array_equal(np.asarray(tiles.bounds)[:, :3, :T], np.stack([np.asarray(x) for x in bounds], axis=1)):
-            raise ValueError("visibility.tiles were prepared for other bounds; call `prepare` again")
-    return tiles
+@functools.partial(jax.jit, static_argnames=("keys", "tile_shape"))
+def _pairs_and_tiles(visibility: Visibility, keys: int, tile_shape: TileShape) -> tuple[jax.Array, Tiles]:
+    """Compiled, because `visible_pairs` has an intermediate number for each query and tile of keys."""
+    return visible_pairs(visibility, keys, tile_shape), Tiles.of(visibility, keys, tile_shape)
 
 
 class TileCount(NamedTuple):
@@ -236,10 +242,10 @@ def count_tiles(visibility: Visibility, block_q: int, block_k: int, *, keys: int
     Raises:
       ValueError: a visibility that points past what its queries may see, or fewer keys than queries.
     """
-    blocks = Blocks(block_q, block_k)
+    tile_shape = TileShape(block_q, block_k)
     keys = visibility.own_start.shape[1] if keys is None else keys
     visibility.check(keys)
-    pairs = visible_pairs(visibility, keys, blocks)
-    visited = Tiles.of(visibility, keys, blocks).by_query.starts[-1]
+    pairs, tiles = _pairs_and_tiles(visibility, keys, tile_shape)
+    visited = tiles.by_query.starts[-1]
     # numpy adds in 64 bits: a row of 65,536 tokens has more pairs than 32 bits hold.
     return TileCount(int(visited), int((pairs > 0).sum()), int(np.asarray(pairs).sum(dtype=np.int64)))

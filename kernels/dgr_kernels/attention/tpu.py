@@ -14,45 +14,37 @@ FlashAttention-2 (arXiv 2307.08691).
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dgr_kernels.attention.tiles import Blocks, StepCode, TileList, Tiles, tiles_for
-from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.mosaic_tpu import VMEM_BYTES, dot
+from dgr_kernels.attention.tiles import StepCode, Tiles, TileShape
+from dgr_kernels.attention.visibility import may_see
+from dgr_kernels.mosaic_tpu import WALK, clear, dot
 
 _Kind = Literal["q", "k", "row", "bounds"]
 _MOST_STEPS = 200_000
 """Of a list: it lies in scalar memory, of which a core has 1 MiB."""
 
 
-def choose_blocks(queries: int, keys: int, group: int) -> Blocks:
+def choose_tile_shape(queries: int, keys: int, group: int) -> TileShape:
     """Tiles of up to 512 keys by 1,024 columns of scores, shared by the `group` query heads of a kv head.
 
     Multiples of 128, the lanes of a vector register. Not yet tuned on hardware.
     """
     whole = lambda size: -(-size // 128) * 128  # noqa: E731
-    return Blocks(min(whole(queries), max(128, 1024 // group // 128 * 128)), min(whole(keys), 512))
+    return TileShape(min(whole(queries), max(128, 1024 // group // 128 * 128)), min(whole(keys), 512))
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    visibility: Visibility,
-    *,
-    scale: float,
-    blocks: Blocks | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles, *, scale: float) -> tuple[jax.Array, jax.Array]:
     """See `dgr_kernels.attention.attention`. Returns out [B,T,N,H] and log-sum-exp [B,T,N].
 
     Raises:
-      NotImplementedError: a head dimension other than 64 and 128, a dtype other than float32 and bfloat16, blocks that
-        are no multiples of 128, or more tiles than scalar memory can list.
+      NotImplementedError: a head dimension other than 64 and 128, a dtype other than float32 and bfloat16, tiles that
+        are no multiples of 128, or more of them than scalar memory can list.
     """
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
@@ -63,16 +55,15 @@ def attention(
         raise NotImplementedError(
             f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; the TPU kernel wants one of float32, bfloat16"
         )
-    blocks = blocks or choose_blocks(T, S, G)
-    if blocks.q % 128 or blocks.k % 128:
-        raise NotImplementedError(f"{blocks}; the TPU kernel wants multiples of 128")
-    tiles = tiles_for(visibility, S, blocks)
+    shape = tiles.tile_shape
+    if shape.q % 128 or shape.k % 128:
+        raise NotImplementedError(f"{shape}; the TPU kernel wants multiples of 128")
     if tiles.by_key.steps.size > _MOST_STEPS:
         raise NotImplementedError(
             f"{B} rows of {T} queries and {S} keys may take {tiles.by_key.steps.size} steps, more than the "
-            f"{_MOST_STEPS} that fit a TPU's scalar memory; give fewer rows at a time, or larger blocks"
+            f"{_MOST_STEPS} that fit a TPU's scalar memory; give fewer rows at a time, or larger tiles"
         )
-    more_t, more_s = -T % blocks.q, -S % blocks.k
+    more_t, more_s = -T % shape.q, -S % shape.k
     q = jnp.pad(q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4), ((0, 0),) * 3 + ((0, more_t), (0, 0)))
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, more_s), (0, 0))) for x in (k, v))
     out, log_sum_exp = _attention(scale, q, k, v, tiles)
@@ -80,20 +71,28 @@ def attention(
     return out, log_sum_exp[..., :T].transpose(0, 3, 1, 2).reshape(B, T, N)
 
 
+class _Inputs(NamedTuple):
+    """Arrays (T and S whole tiles), then references to a tile; the last three are the backward pass's alone."""
+
+    q: Any  # [B,K,G,T,H]
+    k: Any  # [B,K,S,H]
+    v: Any
+    bounds: Any  # [B,4,T]
+    dout: Any = None  # [B,K,G,T,H]
+    log_sum_exp: Any = None  # [B,K,G,T]
+    delta: Any = None
+
+
+_KINDS = _Inputs("q", "k", "k", "bounds", "q", "row", "row")
+
+
 def _run(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles) -> tuple[jax.Array, jax.Array]:
-    """q [B,K,G,T,H], k and v [B,K,S,H], T and S whole tiles -> out [B,K,G,T,H], log-sum-exp [B,K,G,T]."""
-    B, K, G, T, H = q.shape
-    columns = G * tiles.blocks.q
-    log_sum_exp = jax.ShapeDtypeStruct((B, K, G, T), jnp.float32)
-    out, log_sum_exp = _call(
-        _forward_kernel,
-        scale,
-        tiles.by_query,
-        tiles.blocks,
-        inputs=[(q, "q"), (k, "k"), (v, "k"), (tiles.bounds, "bounds")],
-        outputs=[(jax.ShapeDtypeStruct(q.shape, q.dtype), "q"), (log_sum_exp, "row")],
-        scratch=[(H, columns), (1, columns), (1, columns)],
-    )
+    """T and S whole tiles -> out [B,K,G,T,H], log-sum-exp [B,K,G,T]."""
+    H, columns = q.shape[4], q.shape[2] * tiles.tile_shape.q
+    log_sum_exp = jax.ShapeDtypeStruct(q.shape[:4], jnp.float32)
+    scratch = [(H, columns), (1, columns), (1, columns)]
+    inputs = _Inputs(q, k, v, tiles.bounds)
+    out, log_sum_exp = _call(_forward_kernel, scale, tiles, inputs, [(q, "q"), (log_sum_exp, "row")], scratch)
     return out, log_sum_exp
 
 
@@ -108,29 +107,10 @@ def _backward(scale, kept, given):
     G, H = q.shape[2], q.shape[4]
     # The log-sum-exp's own derivative by the scores is the weights: it enters where delta does.
     delta = jnp.einsum("bkgth,bkgth->bkgt", out, dout, preferred_element_type=jnp.float32) - dlog_sum_exp
-    inputs: list[tuple[jax.Array, _Kind]] = [
-        (q, "q"), (k, "k"), (v, "k"), (dout, "q"), (log_sum_exp, "row"), (delta, "row"), (tiles.bounds, "bounds")
-    ]  # fmt: skip
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-    (dq,) = _call(
-        _dq_kernel,
-        scale,
-        tiles.by_query,
-        tiles.blocks,
-        inputs=inputs,
-        outputs=[(like(q), "q")],
-        scratch=[(H, G * tiles.blocks.q)],
-    )
-    dk, dv = _call(
-        _dkv_kernel,
-        scale,
-        tiles.by_key,
-        tiles.blocks,
-        inputs=inputs,
-        outputs=[(like(k), "k"), (like(v), "k")],
-        scratch=[(tiles.blocks.k, H)] * 2,
-        by_key=True,
-    )
+    inputs = _Inputs(q, k, v, tiles.bounds, dout, log_sum_exp, delta)
+    (dq,) = _call(_dq_kernel, scale, tiles, inputs, [(q, "q")], [(H, G * tiles.tile_shape.q)])
+    scratch = [(tiles.tile_shape.k, H)] * 2
+    dk, dv = _call(_dkv_kernel, scale, tiles, inputs, [(k, "k"), (v, "k")], scratch, by_key=True)
     return dq, dk, dv, None
 
 
@@ -141,50 +121,46 @@ _attention.defvjp(_forward, _backward)
 def _call(
     kernel: Callable[..., None],
     scale: float,
-    steps: TileList,
-    blocks: Blocks,
-    *,
-    inputs: Sequence[tuple[jax.Array, _Kind]],
-    outputs: Sequence[tuple[jax.ShapeDtypeStruct, _Kind]],
+    tiles: Tiles,
+    inputs: _Inputs,
+    outputs: Sequence[tuple[Any, _Kind]],
     scratch: Sequence[tuple[int, int]],
+    *,
     by_key: bool = False,
 ) -> Any:
-    """Runs a kernel over (kv heads, steps).
+    """Runs a kernel over (kv heads, steps); outputs have the shapes and dtypes of what is given for them.
 
     Kinds of operand: "q" [B,K,G,T,H] and "k" [B,K,S,H] come a tile at a time, "row" [B,K,G,T] and "bounds" [B,4,T] as
     the query tile does.
     """
 
-    def place(step: jax.Array, steps_ref: Any, kind: _Kind) -> tuple[jax.Array, jax.Array]:
-        """(row, tile) of an operand."""
-        read = steps.code.outer if (kind == "k") == by_key else steps.code.inner
-        return steps.code.row(steps_ref[step]), read(steps_ref[step])
+    steps, tile_shape = tiles.by_key if by_key else tiles.by_query, tiles.tile_shape
 
-    def spec(shape: tuple[int, ...], kind: _Kind) -> pl.BlockSpec:
+    def spec(x: Any, kind: _Kind) -> pl.BlockSpec:
         if kind == "q":
-            block, where = (1, 1, shape[2], blocks.q, shape[4]), lambda h, b, i: (b, h, 0, i, 0)
+            block, where = (1, 1, x.shape[2], tile_shape.q, x.shape[4]), lambda h, b, i: (b, h, 0, i, 0)
         elif kind == "k":
-            block, where = (1, 1, blocks.k, shape[3]), lambda h, b, i: (b, h, i, 0)
+            block, where = (1, 1, tile_shape.k, x.shape[3]), lambda h, b, i: (b, h, i, 0)
         elif kind == "row":
-            block, where = (1, 1, shape[2], blocks.q), lambda h, b, i: (b, h, 0, i)
+            block, where = (1, 1, x.shape[2], tile_shape.q), lambda h, b, i: (b, h, 0, i)
         else:
-            block, where = (1, shape[1], blocks.q), lambda h, b, i: (b, 0, i)
-        return pl.BlockSpec(block, lambda head, step, steps_ref: where(head, *place(step, steps_ref, kind)))
+            block, where = (1, x.shape[1], tile_shape.q), lambda h, b, i: (b, 0, i)
+        tile = steps.code.outer if (kind == "k") == by_key else steps.code.inner
+        row = steps.code.row
+        return pl.BlockSpec(block, lambda head, step, refs: where(head, row(refs[step]), tile(refs[step])))
 
     return pl.pallas_call(
         functools.partial(kernel, scale=scale, code=steps.code),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(inputs[0][0].shape[1], steps.starts[-1]),
-            in_specs=[spec(x.shape, kind) for x, kind in inputs],
-            out_specs=[spec(x.shape, kind) for x, kind in outputs],
+            grid=(inputs.q.shape[1], steps.starts[-1]),
+            in_specs=[_Inputs(*(x if x is None else spec(x, kind) for x, kind in zip(inputs, _KINDS, strict=True)))],
+            out_specs=[spec(x, kind) for x, kind in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=[x for x, _ in outputs],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
-        ),
-    )(steps.steps, *(x for x, _ in inputs))
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
+        compiler_params=WALK,
+    )(steps.steps, inputs)
 
 
 def _each_way(partial: jax.Array, step: Callable[[bool], None]) -> None:
@@ -194,7 +170,7 @@ def _each_way(partial: jax.Array, step: Callable[[bool], None]) -> None:
 
 
 def _forward_kernel(
-    steps_ref, q_ref, k_ref, v_ref, bounds_ref, out_ref, log_sum_exp_ref, acc, highest, total, *, scale, code: StepCode
+    steps_ref, inputs: _Inputs, out_ref, log_sum_exp_ref, acc, highest, total, *, scale: float, code: StepCode
 ):
     this = steps_ref[pl.program_id(1)]
 
@@ -205,8 +181,8 @@ def _forward_kernel(
         total[...] = jnp.zeros_like(total)
 
     def step(masked: bool) -> None:
-        v = v_ref[0, 0]
-        scores = _scores(q_ref, k_ref, bounds_ref, code.inner(this), scale=scale, masked=masked)
+        v = inputs.v[0, 0]
+        scores = _scores(inputs, code.inner(this), scale=scale, masked=masked)
         now = jnp.maximum(highest[...], scores.max(0, keepdims=True))
         # A query that has seen nothing yet has maximum -inf; 0 in its place keeps exp(-inf - 0) = 0 free of NaN.
         safe = jnp.where(now == -jnp.inf, 0, now) if masked else now
@@ -229,31 +205,14 @@ def _forward_kernel(
             log_sum_exp_ref[0, 0, g : g + 1, :] = log_sum_exp[:, g * block_q : (g + 1) * block_q]
 
 
-def _dq_kernel(
-    steps_ref,
-    q_ref,
-    k_ref,
-    v_ref,
-    dout_ref,
-    log_sum_exp_ref,
-    delta_ref,
-    bounds_ref,
-    dq_ref,
-    acc,
-    *,
-    scale,
-    code: StepCode,
-):
+def _dq_kernel(steps_ref, inputs: _Inputs, dq_ref, acc, *, scale: float, code: StepCode):
     this = steps_ref[pl.program_id(1)]
 
-    @pl.when(code.first(this))
-    def _():
-        acc[...] = jnp.zeros_like(acc)
+    clear(code.first(this), acc)
 
     def step(masked: bool) -> None:
-        refs = (q_ref, k_ref, v_ref, dout_ref, log_sum_exp_ref, delta_ref, bounds_ref)
-        _, slopes = _weights_and_slopes(*refs, code.inner(this), scale=scale, masked=masked)
-        k = k_ref[0, 0]
+        _, slopes = _weights_and_slopes(inputs, code.inner(this), scale=scale, masked=masked)
+        k = inputs.k[0, 0]
         acc[...] += dot(k, slopes.astype(k.dtype), 0, 0)
 
     _each_way(code.partial(this), step)
@@ -263,21 +222,14 @@ def _dq_kernel(
         dq_ref[0, 0] = (acc[...] * scale).T.reshape(dq_ref.shape[2:]).astype(dq_ref.dtype)
 
 
-def _dkv_kernel(
-    steps_ref, q_ref, k_ref, v_ref, dout_ref, log_sum_exp_ref, delta_ref, bounds_ref, dk_ref, dv_ref, dk, dv,
-    *, scale, code: StepCode,
-):  # fmt: skip
+def _dkv_kernel(steps_ref, inputs: _Inputs, dk_ref, dv_ref, dk, dv, *, scale: float, code: StepCode):
     this = steps_ref[pl.program_id(1)]
 
-    @pl.when(code.first(this))
-    def _():
-        dk[...] = jnp.zeros_like(dk)
-        dv[...] = jnp.zeros_like(dv)
+    clear(code.first(this), dk, dv)
 
     def step(masked: bool) -> None:
-        refs = (q_ref, k_ref, v_ref, dout_ref, log_sum_exp_ref, delta_ref, bounds_ref)
-        weights, slopes = _weights_and_slopes(*refs, code.outer(this), scale=scale, masked=masked)
-        q, dout = _columns(q_ref), _columns(dout_ref)
+        weights, slopes = _weights_and_slopes(inputs, code.outer(this), scale=scale, masked=masked)
+        q, dout = _columns(inputs.q), _columns(inputs.dout)
         dv[...] += dot(weights.astype(dout.dtype), dout, 1, 0)
         dk[...] += dot(slopes.astype(q.dtype), q, 1, 0)
 
@@ -299,26 +251,25 @@ def _row(ref: Any) -> jax.Array:
     return jnp.concatenate([ref[0, 0, g : g + 1, :] for g in range(ref.shape[2])], axis=1)
 
 
-def _scores(q_ref, k_ref, bounds_ref, key_tile: jax.Array, *, scale: float, masked: bool) -> jax.Array:
-    """Scaled scores [block_k, G * block_q], -inf where the query does not see the key."""
-    q, k = _columns(q_ref), k_ref[0, 0]
+def _scores(inputs: _Inputs, key_tile: jax.Array, *, scale: float, masked: bool) -> jax.Array:
+    """Scaled scores [tile of keys, G * tile of queries], -inf where the query does not see the key."""
+    q, k = _columns(inputs.q), inputs.k[0, 0]
     scores = dot(k, q, 1, 1) * scale
     if not masked:
         return scores
-    block_k, block_q = k.shape[0], bounds_ref.shape[2]
-    begin, end, own, last = (bounds_ref[0, i : i + 1, :] for i in range(4))
-    s = key_tile * block_k + jax.lax.broadcasted_iota(jnp.int32, (block_k, block_q), 0)
-    visible = (s <= last) & (((begin <= s) & (s < end)) | (s >= own))
-    return jnp.where(jnp.concatenate([visible] * (q.shape[0] // block_q), axis=1), scores, -jnp.inf)
+    shape = (k.shape[0], inputs.bounds.shape[2])
+    bounds = (inputs.bounds[0, i : i + 1, :] for i in range(4))
+    visible = may_see(key_tile * shape[0] + jax.lax.broadcasted_iota(jnp.int32, shape, 0), *bounds)
+    return jnp.where(jnp.concatenate([visible] * (q.shape[0] // shape[1]), axis=1), scores, -jnp.inf)
 
 
 def _weights_and_slopes(
-    q_ref, k_ref, v_ref, dout_ref, log_sum_exp_ref, delta_ref, bounds_ref, key_tile: jax.Array, *, scale, masked
+    inputs: _Inputs, key_tile: jax.Array, *, scale: float, masked: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax weights and the loss's derivatives by the scores, both [block_k, G * block_q]."""
-    scores = _scores(q_ref, k_ref, bounds_ref, key_tile, scale=scale, masked=masked)
-    log_sum_exp = _row(log_sum_exp_ref)
+    """Softmax weights and the loss's derivatives by the scores, both [tile of keys, G * tile of queries]."""
+    scores = _scores(inputs, key_tile, scale=scale, masked=masked)
+    log_sum_exp = _row(inputs.log_sum_exp)
     if masked:
         log_sum_exp = jnp.where(log_sum_exp == -jnp.inf, 0, log_sum_exp)
     weights = jnp.exp(scores - log_sum_exp)
-    return weights, weights * (dot(v_ref[0, 0], _columns(dout_ref), 1, 1) - _row(delta_ref))
+    return weights, weights * (dot(inputs.v[0, 0], _columns(inputs.dout), 1, 1) - _row(inputs.delta))

@@ -2,15 +2,24 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jaxtyping import Bool, Int
 
-if TYPE_CHECKING:
-    from dgr_kernels.attention.tiles import Tiles
+
+def may_see(key: Any, prefix_start: Any, prefix_end: Any, own_start: Any, last: Any) -> Any:
+    """The rule, element by element: whether a query sees a key; `last` is the key at which the query stands."""
+    return (key <= last) & (((prefix_start <= key) & (key < prefix_end)) | (key >= own_start))
+
+
+def _differs_from_last(ids: Array) -> Array:
+    """Whether an id is another than that to its left; the first always is."""
+    return ids != jnp.pad(ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
 
 
 @jax.tree_util.register_dataclass
@@ -25,36 +34,38 @@ class Visibility:
 
     Attributes:
       prefix_start, prefix_end, own_start: int32 [B, T].
-      tiles: the kernels' lists, made once for all layers by `dgr_kernels.attention.prepare`.
     """
 
-    prefix_start: jax.Array
-    prefix_end: jax.Array
-    own_start: jax.Array
-    tiles: "Tiles | None" = None
+    prefix_start: Int[Array, "B T"]
+    prefix_end: Int[Array, "B T"]
+    own_start: Int[Array, "B T"]
+
+    @property
+    def bounds(self) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]]:
+        """The three."""
+        return self.prefix_start, self.prefix_end, self.own_start
 
     @classmethod
-    def causal(cls, batch: int, length: int) -> Self:
+    def causal(cls, batch: int, length: int) -> "Visibility":
         """Plain causal attention."""
         nothing = jnp.zeros((batch, length), jnp.int32)
         return cls(nothing, nothing, nothing)
 
     @classmethod
-    def packed(cls, segment_ids: jax.Array) -> Self:
+    def packed(cls, segment_ids: Int[Array, "B T"]) -> "Visibility":
         """Several sequences in a row.
 
         Args:
           segment_ids: int32 [B, T]; equal and adjacent within a sequence, 0 for padding, which sees itself alone.
         """
         index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
-        before = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-        begins = (segment_ids != before) | (segment_ids == 0)
+        begins = _differs_from_last(segment_ids) | (segment_ids == 0)
         own_start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
         nothing = jnp.zeros_like(own_start)
         return cls(nothing, nothing, own_start)
 
     @classmethod
-    def grouped(cls, group_ids: jax.Array, part_ids: jax.Array) -> Self:
+    def grouped(cls, group_ids: Int[Array, "B T"], part_ids: Int[Array, "B T"]) -> "Visibility":
         """Groups of sequences that share a prefix, any number of them in a row.
 
         A group is its prefix, then its continuations, each of which sees the prefix and itself.
@@ -65,12 +76,8 @@ class Visibility:
             equal and adjacent within it. All 0 gives `packed`.
         """
         index = jnp.arange(group_ids.shape[1], dtype=jnp.int32)[None]
-
-        def begins(ids: jax.Array) -> jax.Array:
-            return ids != jnp.pad(ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-
-        new_group = begins(group_ids) | (group_ids == 0)
-        new_part = new_group | begins(part_ids)
+        new_group = _differs_from_last(group_ids) | (group_ids == 0)
+        new_part = new_group | _differs_from_last(part_ids)
         group_start = jax.lax.cummax(jnp.where(new_group, index, 0), axis=1)
         own_start = jax.lax.cummax(jnp.where(new_part, index, 0), axis=1)
 
@@ -89,7 +96,7 @@ class Visibility:
         )
 
     @classmethod
-    def shared_prefix(cls, prefix: int, continuations: Sequence[int], length: int | None = None) -> Self:
+    def shared_prefix(cls, prefix: int, continuations: Sequence[int], length: int | None = None) -> "Visibility":
         """One row: a prefix and its continuations.
 
         Args:
@@ -109,7 +116,7 @@ class Visibility:
         return cls.grouped(jnp.asarray(groups)[None], jnp.asarray(np.pad(parts, padding))[None])
 
     @classmethod
-    def padded(cls, lengths: jax.Array, length: int) -> Self:
+    def padded(cls, lengths: Int[Array, " B"], length: int) -> "Visibility":
         """One sequence per row with padding to its right.
 
         Args:
@@ -122,7 +129,7 @@ class Visibility:
         return cls(nothing, nothing, own_start)
 
     @classmethod
-    def cached(cls, written: jax.Array, slots: int) -> Self:
+    def cached(cls, written: Int[Array, " B"], slots: int) -> "Visibility":
         """One query per row that sees the first `written` slots of a cache.
 
         Args:
@@ -139,12 +146,11 @@ class Visibility:
           ValueError: a bound is negative, points past what its query may see, or prefix_end comes before prefix_start;
             fewer keys than queries.
         """
-        bounds = (self.prefix_start, self.prefix_end, self.own_start)
         if keys < self.own_start.shape[1]:
             raise ValueError(f"keys is {keys}, fewer than the {self.own_start.shape[1]} queries of the visibility")
-        if any(isinstance(x, Tracer) for x in bounds):
+        if any(isinstance(x, Tracer) for x in self.bounds):
             return
-        start, end, own = (np.asarray(x) for x in bounds)
+        start, end, own = (np.asarray(x) for x in self.bounds)
         most = (keys - own.shape[1]) + np.arange(own.shape[1]) + 1
         for name, value, low in (("prefix_start", start, 0), ("prefix_end", end, start), ("own_start", own, 0)):
             wrong = np.argwhere((value < low) | (value > most))
@@ -156,10 +162,10 @@ class Visibility:
                     f"it must lie between {least} and {most[t]} (one past the key at which the query stands)"
                 )
 
-    def mask(self, keys: int) -> jax.Array:
+    def mask(self, keys: int) -> Bool[Array, "B T S"]:
         """The same as a boolean mask [B, T, S] for `keys` = S; True where the query sees the key."""
         queries = self.own_start.shape[1]
         s = jnp.arange(keys, dtype=jnp.int32)[None, None]
         u = (keys - queries) + jnp.arange(queries, dtype=jnp.int32)[None, :, None]
-        in_prefix = (self.prefix_start[..., None] <= s) & (s < self.prefix_end[..., None])
-        return (s <= u) & (in_prefix | (s >= self.own_start[..., None]))
+        start, end, own = (bound[..., None] for bound in self.bounds)
+        return may_see(s, start, end, own, u)

@@ -6,23 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
+from jaxtyping import Float, Int
 
-from dgr_kernels.dispatch import KERNELS, block_options, dispatch
+from dgr_kernels.dispatch import KERNELS, load
 from dgr_kernels.partition import Partition
 from dgr_kernels.token_scores import chunked
 from dgr_kernels.token_scores.scores import Partial, TokenScores
 
 
 def token_scores(
-    hidden: jax.Array,
-    unembed: jax.Array,
-    targets: jax.Array,
+    hidden: Float[Array, "T D"],
+    unembed: Float[Array, "V D"],
+    targets: Int[Array, " T"],
     *,
     with_entropy: bool = False,
     implementation: str | None = None,
-    blocks: Any = None,
+    tuning: Any = None,
     partition: Partition | None = None,
 ) -> TokenScores:
     """Log-probability of each target under softmax(hidden @ unembed.T), differentiable in hidden and unembed.
@@ -36,7 +38,7 @@ def token_scores(
       implementation: "reference" (plain XLA, keeps [T, V] logits), "chunked" (XLA, logits of a part of the vocabulary
         at a time, recomputed for the gradient), "tpu" (Pallas) or "gpu" (Mosaic GPU, Hopper). None takes the chunked
         one where the logits would fill more than a chunk: the kernels were not yet measured on hardware.
-      blocks: the kernel's `Blocks`, instead of what it chooses by shape; XLA's implementations have none.
+      tuning: `tpu.TpuTuning` or `gpu.GpuTuning`, instead of what the kernel chooses by shape; XLA's have none.
       partition: how the arrays lie on a mesh: T is spread over its `data_axes`, V over its `tensor_axis` if that
         divides V. Each device scores its tokens against its part of the vocabulary; three or four floats per token
         and part travel, nothing else.
@@ -50,15 +52,14 @@ def token_scores(
     """
     _check(hidden, unembed, targets)
 
-    def score(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
-        small = hidden.shape[0] * unembed.shape[0] <= chunked.CHUNK_ELEMENTS
-        default = ("reference", "chunked") if small else ("chunked", "reference")
-        return dispatch(
-            "token_scores", "partial_scores", implementation, default,
-            hidden, unembed, targets, with_entropy=with_entropy, **options,
-        )  # fmt: skip
+    if tuning is not None and implementation not in KERNELS:
+        raise ValueError(f"tuning is {tuning}, and implementation {implementation}; name one of {', '.join(KERNELS)}")
+    options: dict[str, Any] = {} if tuning is None else {"tuning": tuning}
 
-    options = block_options(implementation, blocks, KERNELS)
+    def score(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
+        module = load("token_scores", implementation or _default(hidden.shape[0], unembed.shape[0]))
+        return module.partial_scores(hidden, unembed, targets, with_entropy=with_entropy, **options)
+
     targets = targets.astype(jnp.int32)
     if partition is None:
         return score(hidden, unembed, targets).scores()
@@ -81,6 +82,11 @@ def _on_mesh(
 
     rows = partition.rows()
     return partition.run(local, (rows, PartitionSpec(axis), rows), rows, hidden, unembed, targets)
+
+
+def _default(T: int, V: int) -> str:
+    """The formula for few logits, chunks for many: no kernel was measured yet."""
+    return "reference" if T * V <= chunked.CHUNK_ELEMENTS else "chunked"
 
 
 def _check(hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> None:

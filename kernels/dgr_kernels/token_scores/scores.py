@@ -4,6 +4,8 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float32
 
 
 class TokenScores(NamedTuple):
@@ -16,10 +18,10 @@ class TokenScores(NamedTuple):
       entropy: float32 [T] in nats, or None where it was not asked for.
     """
 
-    log_prob: jax.Array
-    log_sum_exp: jax.Array
-    is_greedy: jax.Array
-    entropy: jax.Array | None
+    log_prob: Float32[Array, " T"]
+    log_sum_exp: Float32[Array, " T"]
+    is_greedy: Bool[Array, " T"]
+    entropy: Float32[Array, " T"] | None
 
 
 class Partial(NamedTuple):
