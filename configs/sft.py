@@ -3,14 +3,14 @@
 python scripts/sft.py --model=DIR --input=traces.jsonl --output=runs/sft --config=configs/sft.py
 
 1,000 traces make 625 steps. On accelerators add --dtype=bfloat16; the pure bf16 recipe of the paper is
---config.master_dtype=bfloat16. Every field is explained at `dgr_jax.training.loop.Recipe`.
+--config.master_dtype=bfloat16. Every field is explained at `dgr_jax.training.recipe.Recipe`.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Fields of `dgr_jax.training.loop.Recipe`; seed and compute dtype come from flags."""
+    """Fields of `dgr_jax.training.recipe.Recipe`; seed and compute dtype come from flags."""
     return ml_collections.ConfigDict(
         {
             "learning_rate": 5e-5,
