@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 def cases(small: bool) -> Iterator[Case]:
-    """Of the size of Qwen3-8B or R1-Distill-Llama-8B, or small."""
+    """Rows of the size of Qwen3-8B or R1-Distill-Llama-8B, or small."""
     N, K, H, T = (4, 2, 64, 1024) if small else (32, 8, 128, 8192)
     heads, T = f"{N}/{K} heads of {H}", FLAGS.length or T
     if "causal" in FLAGS.cases:

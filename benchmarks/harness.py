@@ -256,13 +256,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def table(columns: Sequence[str], rows: Iterator[list[str]]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed."""
+    """Versions of those that are installed."""
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {name: installed[name] for name in packages if name in installed}
 

@@ -84,7 +84,7 @@ def requests_of(case: str, V: int) -> list[Request]:
 
 
 def flops(config: ModelConfig, requests: Sequence[Request], shared: bool) -> float:
-    """Of the matmuls that the requests need, attention on visible pairs included."""
+    """Operations of the matmuls that the requests need, attention on visible pairs included."""
     D, F, N, K, H = (
         config.hidden_size, config.intermediate_size, config.num_heads, config.num_kv_heads, config.head_dim
     )  # fmt: skip
@@ -191,7 +191,7 @@ def roof(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[st
     T = FLAGS.tokens_per_batch or usual_tokens_per_batch()
 
     def seconds(m: int, k: int, n: int) -> float:
-        """Of one [m, k] x [k, n] product of which many are in flight."""
+        """Time of one [m, k] x [k, n] product of which many are in flight."""
         rng = np.random.default_rng(0)
         sets = [tuple(jnp.asarray(rng.normal(size=s), dtype) for s in ((m, k), (n, k))) for _ in range(3)]
         product = jax.jit(lambda a, b: jnp.einsum("mk,nk->mn", a, b))

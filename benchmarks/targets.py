@@ -39,7 +39,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 class Shapes(NamedTuple):
-    """Of a target model: query heads, kv heads, head dim, width, vocabulary."""
+    """The sizes of a target model: query heads, kv heads, head dim, width, vocabulary."""
 
     N: int
     K: int

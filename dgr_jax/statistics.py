@@ -108,7 +108,7 @@ def bootstrap_ratio_difference(a: np.ndarray, b: np.ndarray, *, seed: int) -> In
 
 
 def _bootstrap(columns: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> Interval:
-    """Of a statistic that is computed from column sums: [items, C], and [resamples, C] -> [resamples]."""
+    """The interval of a statistic of column sums: columns [items, C]; the statistic [resamples, C] -> [resamples]."""
     rng, values = np.random.default_rng(seed), np.asarray(columns, np.float64)
     value, method = statistic(values.sum(0, keepdims=True)), "percentile bootstrap over rows"
     if len(values) > _MOST_DRAWN:

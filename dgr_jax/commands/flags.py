@@ -165,8 +165,8 @@ def scoring_model(given: flags.FlagValues) -> "ScoringModel":
     asked: dict[str, Any] = {name: given[name].value for name in SCORING}
     if given.workers is None:
         asked["workers"] = usual_workers()
-    options: dict[str, Any] = {name: given[name].value for name in ("dtype", "mesh", "implementation")}
-    return ScoringModel(given.model, ScoreSettings(**asked), **options)
+    how: dict[str, Any] = {name: given[name].value for name in ("dtype", "mesh", "implementation")}
+    return ScoringModel(given.model, ScoreSettings(**asked), **how)
 
 
 def decoding(given: flags.FlagValues) -> "Decoding":

@@ -22,7 +22,7 @@ SPANS = ("response", "reasoning", "answer")
 POSITIONS = (0, *(2**i for i in range(15)))
 """Where the classes of positions within a span start; each ends where the next one starts."""
 FEWEST_TRACES = 5
-"""Of a class of positions that is reported."""
+"""Traces that a class of positions needs to be reported."""
 SAME = 1e-5
 """Nats per token: what a trace's score may differ by with what it is packed with, so smaller differences are none."""
 
@@ -51,7 +51,7 @@ class InputScores:
 
     @classmethod
     def of(cls, name: str, records: Iterable[Mapping[str, Any]], vocab_size: int) -> Self:
-        """From records of a scores file, with their token arrays."""
+        """Reads the records of a scores file, with their token arrays."""
         ids: list[str] = []
         prompts, tokens, nll, by_position = array.array("Q"), array.array("q"), array.array("d"), array.array("f")
         counts, sums, long = np.zeros(vocab_size, np.int64), np.zeros(vocab_size), 0
@@ -86,7 +86,7 @@ class InputScores:
 
     @property
     def nats_per_token(self) -> np.ndarray:
-        """Of each trace's response; NaN where it was truncated before it began."""
+        """Mean surprise of each trace's response; NaN where it was truncated before it began."""
         nll, tokens = self.span("response").T
         return np.where(tokens > 0, nll / np.maximum(tokens, 1), np.nan)
 
@@ -141,7 +141,7 @@ class PositionShift:
 
 @dataclasses.dataclass(frozen=True)
 class InputShift:
-    """Of one set of traces; `long` of them were longer than the limit, and truncated or rolled."""
+    """The shift of one set of traces; `long` of them were longer than the limit, and truncated or rolled."""
 
     name: str
     traces: int
@@ -182,7 +182,7 @@ class SpanDifference:
 
 @dataclasses.dataclass(frozen=True)
 class PairShift:
-    """Of two sets.
+    """How two sets differ.
 
     Attributes:
       matched: traces with the same id and prompt in both.
@@ -209,7 +209,7 @@ class Shift:
     pairs: list[PairShift]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The same as JSON values."""
         return dataclasses.asdict(self)
 
 

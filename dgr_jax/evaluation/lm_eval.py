@@ -124,8 +124,8 @@ class DgrJax(TemplateLM):
         if add_special_tokens is None:
             begins = string.startswith(self.tokenizer.decode(self.prefix_token_id))
             add_special_tokens = False if begins else self._add_bos_token
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **options)
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer.encode(string, **special)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the text of the model's chat template; without its system turn where that is refused."""
@@ -169,9 +169,9 @@ class DgrJax(TemplateLM):
         self,
         requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
         disable_tqdm: bool = False,
-        **options: Any,
+        **of_other_backends: Any,
     ) -> list[tuple[float, bool]]:
-        del options  # of other backends
+        del of_other_backends
         scores = self._score([self._sequence(context, text) for _, context, text in requests], disable_tqdm)
         found = [(_total(score), bool(score.is_greedy.all())) for score in scores]
         for (texts, _, _), answer in zip(requests, found, strict=True):

@@ -35,7 +35,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 _QWEN3_HEAD_DIM = 128
-"""Of a Qwen3 file that names none; the other families divide the hidden size by the heads (as transformers does)."""
+"""Head dim of a Qwen3 file that names none; other families divide the hidden size by the heads, as in transformers."""
 
 
 @dataclasses.dataclass(frozen=True)

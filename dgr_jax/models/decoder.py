@@ -80,7 +80,7 @@ class Decoder(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of weights and activations."""
+        """The dtype of weights and activations."""
         return self.embed[...].dtype
 
     def parameters(self) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ from dgr_jax.models.config import ModelConfig
 from dgr_jax.run.files import fingerprint_file
 
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
-"""Of the files that a tokenizer and its chat template may consist of; model configurations come with them."""
+"""Suffixes of the files of a tokenizer and its chat template; model configurations come with them."""
 
 
 def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:

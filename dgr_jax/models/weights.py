@@ -148,7 +148,7 @@ def _read(files: TensorFiles, spec: ParameterSpec, index: tuple[slice, ...], dty
 
 
 def default_dtype() -> str:
-    """Of weights and activations where nobody asks for another: float32 on CPU, bfloat16 on accelerators."""
+    """The dtype where nobody asks for another: float32 on CPU, bfloat16 on accelerators."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 

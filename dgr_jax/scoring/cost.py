@@ -44,7 +44,7 @@ class Cost:
         return 1 - (self.tokens - self.shared) / self.slots if self.slots else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For a manifest, as JSON values."""
+        """The entry of a manifest, as JSON values."""
         return dataclasses.asdict(self) | {"shapes": sorted(map(list, self.shapes))}
 
     @classmethod

@@ -18,7 +18,7 @@ _STEPS_OF_TARGETS = 16
 
 
 class Shape(NamedTuple):
-    """Of a batch: rows B, tokens per row T, scored slots per row M. Each is compiled once."""
+    """The shape of a batch: rows B, tokens per row T, targets per row M. Each is compiled once."""
 
     rows: int
     length: int

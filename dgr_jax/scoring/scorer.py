@@ -40,7 +40,7 @@ _AHEAD = 2
 
 
 class SequenceScores(NamedTuple):
-    """Of one sequence's targets, in order.
+    """Scores of one sequence's targets, in order.
 
     Attributes:
       log_probs: float32 [targets], in nats.

@@ -50,7 +50,7 @@ def usual_tokens_per_batch() -> int:
 
 
 def usual_workers() -> int:
-    """On a CPU all cores compute; an accelerator's host has most of them free."""
+    """Processes that tokenise: none on a CPU, where all cores compute; a few where an accelerator leaves cores free."""
     import jax
 
     return 0 if jax.default_backend() == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))

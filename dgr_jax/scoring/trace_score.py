@@ -33,7 +33,7 @@ class TraceScore:
 
     @classmethod
     def of(cls, id: str, rendered: Rendered, log_probs: np.ndarray, keep_tokens: bool, long: str | None) -> Self:
-        """From the log-probabilities of a rendered trace's first response tokens, usually all of them."""
+        """The record of a rendered trace, given the log-probabilities of its first response tokens, usually all."""
         prompt = rendered.prompt[1]
         reasoning = min(rendered.reasoning[1] - prompt, len(log_probs))
         total = log_probs.astype(np.float64)

@@ -287,7 +287,7 @@ def correlation_table(found: Sequence[Correlation]) -> list[list[str]]:
 
 
 def _few_rows(pairs: Sequence[Comparison]) -> str:
-    """Of the fewest rows that were tried."""
+    """What the arms on the fewest rows show."""
     fewest = min(pair.setting["rows"] for pair in pairs)
     chosen = [pair for pair in pairs if pair.setting["rows"] == fewest]
     parts = []

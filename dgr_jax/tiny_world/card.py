@@ -111,14 +111,14 @@ def _exact_safety_rewrites(sampler: Sampler) -> Measures:
 
 def _accepted_rewrites(sampler: Sampler) -> Measures:
     """Safety rows of each source whose rewrite passes the filter, within one attempt and within four."""
-    row_filter = RewriteFilter(read_scaffold(), load_judge(JUDGE))
+    rewrite_filter = RewriteFilter(read_scaffold(), load_judge(JUDGE))
     template = read_template(REWRITE_TEMPLATE)
     found = {}
     for source in SOURCES:
         rows = safety_rows(source, harmful=_ROWS, benign=0, seed=_SEED)
         for attempts in (1, 4):
-            config = RefineSettings(template, _SAMPLED, attempts=attempts, seed=_SEED)
-            accepted = refine(rows, sampler, sampler.chat, row_filter, config).summary["outcomes"][ACCEPTED]
+            settings = RefineSettings(template, _SAMPLED, attempts=attempts, seed=_SEED)
+            accepted = refine(rows, sampler, sampler.chat, rewrite_filter, settings).summary["outcomes"][ACCEPTED]
             label = f"harmful {source} rows with an accepted rewrite, {attempts} attempt" + "s" * (attempts > 1)
             found[label] = wilson(accepted, len(rows))
     return found

@@ -13,7 +13,7 @@ VMEM_BYTES = 60 * 2**20
 """Asked of the compiler, which by convention gives 16 MiB: a v5p core has 64, the others 128."""
 
 WALK = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
-"""Of kernels on a grid whose last axis adds up in memory that stays."""
+"""How kernels are compiled whose grid's last axis adds up in memory that stays."""
 
 
 def clear(when: jax.Array, *refs: Any) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def precision(dtype: jax.typing.DTypeLike) -> jax.lax.Precision | None:
-    """Of a product of such arrays: accelerators would round float32 to bfloat16 or TF32 on its way in."""
+    """The precision of a product of such arrays: accelerators would round float32 to bfloat16 or TF32 on its way in."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 

@@ -33,7 +33,7 @@ class _Queries(NamedTuple):
 
     @classmethod
     def types(cls, count: int, queries: int, H: int, dtype: Any) -> "_Queries":
-        """To allocate, `count` hopper.times."""
+        """The memory to allocate, `count` times."""
         memory = hopper.tile_memory((count, queries, H), dtype)
         numbers = plgpu.SMEM((count, 2, queries), jnp.float32)
         return cls(memory, memory, numbers, plgpu.SMEM((count, 4, queries), jnp.int32))

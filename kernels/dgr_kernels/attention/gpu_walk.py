@@ -71,7 +71,7 @@ class KeysAndValues(NamedTuple):
 
     @classmethod
     def types(cls, H: int, dtype: Any) -> Self:
-        """To allocate."""
+        """The memory to allocate."""
         memory = hopper.tile_memory((STAGES, TILE_SHAPE.k, H), dtype)
         here = plgpu.Barrier(num_barriers=STAGES)
         free = plgpu.Barrier(num_arrivals=hopper.WARPGROUPS, num_barriers=STAGES)

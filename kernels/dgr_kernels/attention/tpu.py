@@ -27,7 +27,7 @@ from dgr_kernels.mosaic_tpu import WALK, clear, dot
 
 _Kind = Literal["q", "k", "row", "bounds"]
 _MOST_STEPS = 200_000
-"""Of a list: it lies in scalar memory, of which a core has 1 MiB."""
+"""Steps that a list may have: it lies in scalar memory, of which a core has 1 MiB."""
 
 
 def choose_tile_shape(queries: int, keys: int, group: int) -> TileShape:

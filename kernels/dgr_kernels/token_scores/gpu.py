@@ -27,9 +27,9 @@ from dgr_kernels.token_scores.scores import Partial, SlopeFactors
 
 TOKENS = 64 * hopper.WARPGROUPS
 SHARED_BYTES = 224 * 2**10
-"""Of a thread block for the steps in flight; 3 KiB more are left for numbers per token and barriers."""
+"""Shared memory of a thread block for the steps in flight; 3 KiB more are left for numbers per token and barriers."""
 DEPTH = 64
-"""Of a step along D: 128 bytes, the widest row that TMA swizzles."""
+"""Entries of a step along D: 128 bytes, the widest row that TMA swizzles."""
 SLICE = 64
 """Columns of a tile of logits that are worked on at a time."""
 
@@ -103,7 +103,7 @@ class _Scratch(NamedTuple):
 
     @classmethod
     def types(cls, stages: int, vocabulary: int, dtype: Any, out: Any) -> "_Scratch":
-        """To allocate."""
+        """The memory to allocate."""
         return cls(
             hidden=hopper.tile_memory((stages, TOKENS, DEPTH), dtype),
             unembed=hopper.tile_memory((stages, vocabulary, DEPTH), dtype),
@@ -292,7 +292,7 @@ def _slopes(tuning: GpuTuning, with_entropy: bool, inputs: _Inputs) -> jax.Array
 
 
 def _tiles(inputs: _Inputs, block: int) -> tuple[int, int]:
-    """Of tokens and of the vocabulary."""
+    """How many tiles of tokens there are, and of the vocabulary."""
     return inputs.hidden.shape[0] // TOKENS, -(-inputs.unembed.shape[0] // block)
 
 

@@ -43,7 +43,7 @@ class Partial(NamedTuple):
 
     @classmethod
     def of_logits(cls, logits: jax.Array, targets: jax.Array, with_entropy: bool) -> "Partial":
-        """From logits [T, part], with targets counted from the part's first entry."""
+        """What logits [T, part] say, with targets counted from the part's first entry."""
         log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
         inside = (targets >= 0) & (targets < logits.shape[-1])
         target = jnp.take_along_axis(logits, jnp.where(inside, targets, 0)[:, None], axis=-1)[:, 0]
@@ -60,7 +60,7 @@ class Partial(NamedTuple):
         return Partial(log_sum_exp, self.target.max(0), self.highest.max(0), mean)
 
     def scores(self) -> TokenScores:
-        """Of a whole vocabulary."""
+        """The scores, where the part is the whole vocabulary."""
         inside = self.target > -jnp.inf
         log_prob = jnp.where(inside, jnp.where(inside, self.target, 0) - self.log_sum_exp, jnp.nan)
         entropy = None if self.mean is None else self.log_sum_exp - self.mean
@@ -86,7 +86,7 @@ class SlopeFactors(NamedTuple):
 
     @classmethod
     def of(cls, partial: Partial, given: Partial) -> Self:
-        """From the forward pass's result and the loss's derivatives by it."""
+        """The factors, given the forward pass's result and the loss's derivatives by it."""
         if partial.mean is None or given.mean is None:
             return cls(partial.log_sum_exp, given.target, given.log_sum_exp, jnp.zeros_like(given.target))
         constant = given.log_sum_exp + given.mean * (1 - partial.mean)
