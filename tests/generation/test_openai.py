@@ -125,7 +125,7 @@ def test_nobody_there():
         ("file:///etc/passwd", "m", "http.s. address"),
         ("localhost:8000", "m", "http.s. address"),
         ("http://user:pw@host/v1", "m", "must not hold credentials"),
-        ("http://host/v1", None, "--served_model"),
+        ("http://host/v1", None, "`served_model`"),
     ],
 )
 def test_addresses_that_cannot_be_used(url, model, message):

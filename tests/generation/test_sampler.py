@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dgr_jax.generation import decode
 from dgr_jax.generation import sampler as sampling
 from dgr_jax.generation.decode import pick_tokens
 from dgr_jax.generation.engine import Decoding, Request
@@ -94,8 +95,8 @@ def test_early_exit_stops_the_loop_long_before_the_limit(sampler, monkeypatch):
         jax.debug.callback(lambda: calls.append(1))
         return pick_tokens(logits, uniform, **options)
 
-    monkeypatch.setattr(sampling, "pick_tokens", counted)
-    monkeypatch.setattr(sampling, "_decode", fresh_decode())
+    monkeypatch.setattr(decode, "pick_tokens", counted)
+    monkeypatch.setattr(sampling, "decode", fresh_decode())
     quick = Sampler(eager, sampler.chat, batch_size=4, show_progress=False)
     rows = generate(quick, requests(8), Decoding(0, max_new_tokens=400))
     longest = max(len(c.token_ids) for c in rows.values())
@@ -105,9 +106,9 @@ def test_early_exit_stops_the_loop_long_before_the_limit(sampler, monkeypatch):
 
 
 def fresh_decode():
-    """`_decode` traced anew, so that what a test puts in its place is seen."""
+    """`decode` traced anew, so that what a test puts in its place is seen."""
     names = ("temperature", "top_p", "top_k", "eos", "most_steps")
-    plain = sampling._decode.__wrapped__
+    plain = decode.decode.__wrapped__
     return jax.jit(lambda *args, **options: plain(*args, **options), static_argnames=names)
 
 

@@ -43,7 +43,9 @@ def test_any_subset_order_packing_and_sharing_gives_the_scores_of_float64(
     scorer, expected, seed, prompts, chosen, tokens_per_batch, share, window
 ):
     traces = draw_traces(40, seed, prompts)
-    other = Scorer(scorer.model, scorer.chat, tokens_per_batch=tokens_per_batch, share_prefixes=share, window=window)
+    other = Scorer(
+        scorer.model, scorer.chat, tokens_per_batch=tokens_per_batch, share_prefixes=share, traces_per_shard=window
+    )
     scores = list(other.score([traces[i] for i in chosen], keep_tokens=True))
     assert [score.id for score in scores] == [f"t{i}" for i in chosen]
     for index, score in zip(chosen, scores, strict=True):
@@ -79,7 +81,9 @@ def test_a_long_trace_is_an_error_or_cut_or_rolled(scorer):
     rendered = scorer.chat.render(trace)
     most = len(rendered.token_ids) // 2
     make = functools.partial(Scorer, scorer.model, scorer.chat, max_length=most)
-    with pytest.raises(UserError, match=f"trace 't0' has .* tokens, more than --max_length={most}; .* --on_long="):
+    with pytest.raises(
+        UserError, match=f"trace 't0' has .* tokens, more than `max_length`={most}; .* set `on_long` to"
+    ):
         list(make().score([trace]))
     cutter, roller = make(on_long="truncate"), make(on_long="roll")
     (cut,) = cutter.score([trace], keep_tokens=True)
@@ -100,10 +104,10 @@ def test_a_long_trace_is_an_error_or_cut_or_rolled(scorer):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ({"on_long": "rol"}, "on_long is 'rol'; choose one of error, truncate, roll"),
-        ({"max_length": 1}, "max_length is 1; it must be 2 or more"),
-        ({"tokens_per_batch": -5}, "tokens_per_batch is -5; it must be 1 or more"),
-        ({"window": 0}, "window is 0; it must be 1 or more"),
+        ({"on_long": "rol"}, "`on_long` is 'rol'; choose one of error, truncate, roll"),
+        ({"max_length": 1}, "`max_length` is 1; give 2 or more"),
+        ({"tokens_per_batch": -5}, "`tokens_per_batch` is -5; give 1 or more"),
+        ({"traces_per_shard": 0}, "`traces_per_shard` is 0; give 1 or more"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_named(scorer, option, said):
@@ -175,7 +179,7 @@ def test_results_come_while_input_is_read(scorer):
                 yield trace
 
     before = threading.active_count()
-    scores = Scorer(scorer.model, scorer.chat, window=10).score(endless())
+    scores = Scorer(scorer.model, scorer.chat, traces_per_shard=10).score(endless())
     assert [next(scores).id for _ in range(25)] == [f"t{i % 20}" for i in range(25)]
     assert taken <= 25 + 10 * 6
     scores.close()
@@ -187,7 +191,7 @@ def test_an_error_in_the_input_comes_after_what_was_before_it(scorer):
         yield from draw_traces(20)
         raise UserError("row 21 is bad")
 
-    scores = Scorer(scorer.model, scorer.chat, window=10).score(rows())
+    scores = Scorer(scorer.model, scorer.chat, traces_per_shard=10).score(rows())
     found = []
     with pytest.raises(UserError, match="row 21 is bad"):
         found += [next(scores).id for _ in range(21)]
