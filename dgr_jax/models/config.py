@@ -9,9 +9,16 @@ from dgr_jax.errors import UserError
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 """Supported `model_type` -> class name that transformers and vLLM look for."""
 
-_REQUIRED = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
-)  # fmt: skip
+_PLAIN = {
+    "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "norm_eps": "rms_norm_eps",
+}  # fmt: skip
+"""Field -> key that every config.json has, with the same value."""
+_SCALING = {
+    "factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+    "original_max_positions": "original_max_position_embeddings",
+}  # fmt: skip
+"""The same of Llama 3's scaling."""
 
 # Keys that change nothing in the forward pass of these architectures.
 _IGNORED = frozenset({
@@ -96,7 +103,7 @@ class ModelConfig:
         if family not in ARCHITECTURES:
             supported = ", ".join(sorted(ARCHITECTURES))
             raise UserError(f"{where}: model_type is {family!r}; supported architectures are {supported}")
-        missing = [key for key in _REQUIRED if raw.get(key) is None]
+        missing = [key for key in _PLAIN.values() if raw.get(key) is None]
         if missing:
             raise UserError(f"{where}: {missing[0]} is missing; every {family} config.json has it")
         _check_known(raw, family, where)
@@ -107,15 +114,10 @@ class ModelConfig:
         theta, scaling = _rope(raw, where)
         eos = raw.get("eos_token_id")
         return cls(
+            **{field: raw[key] for field, key in _PLAIN.items()},
             family=family,
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=raw.get("head_dim") or (_QWEN3_HEAD_DIM if family == "qwen3" else raw["hidden_size"] // heads),
-            norm_eps=raw["rms_norm_eps"],
             rope_theta=theta,
             rope_scaling=scaling,
             tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -133,26 +135,16 @@ class ModelConfig:
         """
         scaling = None
         if self.rope_scaling is not None:
-            scaling = {
-                "rope_type": "llama3",
-                "factor": self.rope_scaling.factor,
-                "low_freq_factor": self.rope_scaling.low_freq_factor,
-                "high_freq_factor": self.rope_scaling.high_freq_factor,
-                "original_max_position_embeddings": self.rope_scaling.original_max_positions,
-            }
+            values = {key: getattr(self.rope_scaling, field) for field, key in _SCALING.items()}
+            scaling = {"rope_type": "llama3", **values}
         eos = list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0]
         config = {
             "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
+            **{key: getattr(self, field) for field, key in _PLAIN.items()},
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
             "hidden_act": "silu",
-            "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
             "rope_scaling": scaling,
             "tie_word_embeddings": self.tie_embeddings,
@@ -166,7 +158,7 @@ class ModelConfig:
 
 def _check_known(raw: Mapping[str, Any], family: str, where: str) -> None:
     read = {
-        *_REQUIRED, "model_type", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
+        *_PLAIN.values(), "model_type", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
         "tie_word_embeddings", "max_position_embeddings", "attention_bias", "layer_types",
     }  # fmt: skip
     for key, value in raw.items():
@@ -192,11 +184,6 @@ def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, Llama3Scaling | No
     if kind != "llama3":
         raise UserError(f"{where}: rope type is {kind!r}; only 'default' and 'llama3' are implemented")
     try:
-        return float(theta), Llama3Scaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_max_positions=rope["original_max_position_embeddings"],
-        )
+        return float(theta), Llama3Scaling(**{field: rope[key] for field, key in _SCALING.items()})
     except KeyError as error:
         raise UserError(f"{where}: llama3 rope scaling lacks {error.args[0]!r}") from error

@@ -1,14 +1,13 @@
 """Work that goes on beside the caller's."""
 
-import queue
-import threading
+import collections
+import concurrent.futures
 from collections.abc import Generator
-
-_PATIENCE = 0.1
+from typing import Any
 
 
 def in_background[Item](items: Generator[Item], ahead: int) -> Generator[Item]:
-    """The items of a generator that runs in a thread of its own.
+    """The items of a generator that runs in a thread of its own, a few of them ahead of their reader.
 
     Args:
       items: closed when its items, or their reader, come to an end.
@@ -17,38 +16,15 @@ def in_background[Item](items: Generator[Item], ahead: int) -> Generator[Item]:
     Raises:
       Exception: whatever `items` raises, after the items before it.
     """
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
-    abandoned = threading.Event()
-
-    def put(item: Item | None, error: BaseException | None = None) -> None:
-        while not abandoned.is_set():
-            try:
-                return ready.put((item, error), timeout=_PATIENCE)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    end: Any = object()
+    waiting: collections.deque[concurrent.futures.Future[Item]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(1, "background") as thread:
         try:
-            for item in items:
-                put(item)
-                if abandoned.is_set():
-                    break
-            put(None, StopIteration())
-        except BaseException as error:  # for the reader to raise
-            put(None, error)
+            waiting.extend(thread.submit(next, items, end) for _ in range(ahead + 1))
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item
         finally:
-            items.close()
-
-    thread = threading.Thread(target=work, name="background", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # pyright: ignore[reportReturnType]
-    finally:
-        abandoned.set()
-        thread.join()
+            for future in waiting:
+                future.cancel()
+            thread.submit(items.close)

@@ -31,35 +31,27 @@ def draw_all(
     base = [arm for arm in arms if arm["kind"] == "base"]
     tuned = [arm for arm in arms if arm["kind"] != "base" and arm["seeds"]]
     whole = [arm for arm in tuned if not arm["rows"]]
-    yield (
-        save(_against_rate(base, whole), folder, "learning_rate.png"),
-        (
-            "Against the learning rate: the three numbers for every arm on all rows, means over seeds with 95 % "
-            "intervals over prompts; faint points are single seeds; dashed, the model before alignment."
-        ),
-    )
-    yield (
-        save(_damage(base, whole), folder, "damage_against_shift.png"),
-        (
-            "Damage against shift: reasoning lost by arms on all rows, against the rows' negative log-likelihood under "
-            "the model before alignment."
-        ),
-    )
-    yield (
-        save(_rows(base, tuned), folder, "harmful_against_rows.png"),
-        (
-            "Harmful rate against rows: filled, harmful requests complied with; hollow, refused. What is missing to 1 "
-            "is neither. Arms on few rows may have other steps and learning rates; the first table names them."
-        ),
-    )
-    yield (
-        save(_acceptance(results["refinements"]), folder, "acceptance.png"),
-        ("Acceptance of rewrites: share of rows by outcome."),
-    )
-    yield (
-        save(_curves(results["runs"], folder), folder, "training_curves.png"),
-        ("Training curves: loss per target token, one line per run."),
-    )
+    yield save(_against_rate(base, whole), folder, "learning_rate.png"), _AGAINST_RATE_TEXT
+    yield save(_damage(base, whole), folder, "damage_against_shift.png"), _DAMAGE_TEXT
+    yield save(_rows(base, tuned), folder, "harmful_against_rows.png"), _ROWS_TEXT
+    refinements, runs = results["refinements"], results["runs"]
+    yield save(_acceptance(refinements), folder, "acceptance.png"), "Acceptance of rewrites: share of rows by outcome."
+    caption = "Training curves: loss per target token, one line per run."
+    yield save(_curves(runs, folder), folder, "training_curves.png"), caption
+
+
+_AGAINST_RATE_TEXT = (
+    "Against the learning rate: the three numbers for every arm on all rows, means over seeds with 95 % intervals over "
+    "prompts; faint points are single seeds; dashed, the model before alignment."
+)
+_DAMAGE_TEXT = (
+    "Damage against shift: reasoning lost by arms on all rows, against the rows' negative log-likelihood under the "
+    "model before alignment."
+)
+_ROWS_TEXT = (
+    "Harmful rate against rows: filled, harmful requests complied with; hollow, refused. What is missing to 1 is "
+    "neither. Arms on few rows may have other steps and learning rates; the first table names them."
+)
 
 
 def _colour(kind: str) -> str:

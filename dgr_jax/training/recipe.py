@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -48,45 +47,35 @@ class Recipe:
     checkpoint_every: int = 0
 
     def __post_init__(self):
-        for names, wanted, fits in _ALLOWED:
-            for name in names:
-                if not fits(value := getattr(self, name)):
-                    raise UserError(f"recipe: `{name}` is {value!r}; give {wanted}")
-        # A config file may well hold a list; a jitted step wants what can be hashed.
+        for name, (low, high) in _RANGES.items():
+            value, whole = getattr(self, name), isinstance(low, int)
+            fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not fits or not low <= value <= high:
+                wanted = f"a {'whole ' * whole}number from {low:g}" + (f" to {high:g}" if high < math.inf else " on")
+                raise UserError(f"recipe: `{name}` is {value!r}; give {wanted}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"recipe: `{name}` is {getattr(self, name)!r}; give {' or '.join(allowed)}")
+        betas = self.betas if isinstance(self.betas, list | tuple) else ()
+        if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+            raise UserError(f"recipe: `betas` is {self.betas!r}; give two numbers from 0 to below 1")
+        # A config file may well hold a list; the optimiser is kept by what can be hashed.
         object.__setattr__(self, "betas", tuple(self.betas))
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-_ALLOWED: tuple[tuple[Sequence[str], str, Callable[[Any], bool]], ...] = (
-    (
-        ("batch_size", "row_length", "accumulation", "epochs"),
-        "a whole number of 1 or more",
-        lambda value: _is_whole(value, 1),
-    ),
-    (("steps", "checkpoint_every", "seed"), "a whole number of 0 or more", lambda value: _is_whole(value, 0)),
-    (("learning_rate", "weight_decay"), "a number of 0 or more", lambda value: _is_number(value, 0)),
-    (("clip_norm",), "a number above 0", lambda value: _is_number(value, 0) and value > 0),
-    (("warmup_fraction", "final_fraction"), "a number from 0 to 1", lambda value: _is_number(value, 0, 1)),
-    (
-        ("betas",),
-        "two numbers from 0 to below 1",
-        lambda value: (
-            isinstance(value, list | tuple)
-            and len(value) == 2
-            and all(_is_number(beta, 0, 1) and beta < 1 for beta in value)
-        ),
-    ),
-    (("remat",), "none or full", lambda value: value in ("none", "full")),
-    (("master_dtype", "compute_dtype"), "float32 or bfloat16", lambda value: value in ("float32", "bfloat16")),
-)
-"""Fields, what may be in them in words, and whether a value may."""
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch_size", "row_length", "accumulation", "epochs"), (1, math.inf)),
+    **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, math.inf)),
+    **dict.fromkeys(("warmup_fraction", "final_fraction"), (0.0, 1.0)),
+    "clip_norm": (1e-30, math.inf),
+}
+"""Field -> least and largest value; a field whose least is an int takes whole numbers."""
+_CHOICES = {
+    "remat": ("none", "full"),
+    "master_dtype": ("float32", "bfloat16"),
+    "compute_dtype": ("float32", "bfloat16"),
+}
 
 
 def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:
