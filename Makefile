@@ -16,8 +16,10 @@ RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
 
+# Most of the suite's time is compilation: code that runs once need not be optimised. The parity tests, the benchmarks and
+# the studies run optimised code.
 test: .venv/installed  ## The test suite.
-	$(BIN)/python -m pytest
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest
 
 test-parity: .venv/parity  ## Agreement with transformers on PyTorch.
 	$(BIN)/python -m pytest -m parity -n 1

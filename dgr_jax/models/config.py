@@ -158,8 +158,8 @@ class ModelConfig:
 
 def _check_known(raw: Mapping[str, Any], family: str, where: str) -> None:
     read = {
-        *_PLAIN.values(), "model_type", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
-        "tie_word_embeddings", "max_position_embeddings", "attention_bias", "layer_types",
+        *_PLAIN.values(), "model_type", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling",
+        "rope_parameters", "tie_word_embeddings", "max_position_embeddings", "attention_bias", "layer_types",
     }  # fmt: skip
     for key, value in raw.items():
         if key in _FIXED:

@@ -47,11 +47,10 @@ class Recipe:
     checkpoint_every: int = 0
 
     def __post_init__(self):
-        for name, (low, high) in _RANGES.items():
-            value, whole = getattr(self, name), isinstance(low, int)
-            fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-            if not fits or not low <= value <= high:
-                wanted = f"a {'whole ' * whole}number from {low:g}" + (f" to {high:g}" if high < math.inf else " on")
+        for name, (low, high, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            kinds = int if isinstance(low, int) else int | float
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
                 raise UserError(f"recipe: `{name}` is {value!r}; give {wanted}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -63,14 +62,16 @@ class Recipe:
         object.__setattr__(self, "betas", tuple(self.betas))
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch_size", "row_length", "accumulation", "epochs"), (1, math.inf)),
-    **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, math.inf)),
-    **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, math.inf)),
-    **dict.fromkeys(("warmup_fraction", "final_fraction"), (0.0, 1.0)),
-    "clip_norm": (1e-30, math.inf),
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(
+        ("batch_size", "row_length", "accumulation", "epochs"), (1, math.inf, "a whole number of 1 or more")
+    ),
+    **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, math.inf, "a whole number of 0 or more")),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, math.inf, "a number of 0 or more")),
+    **dict.fromkeys(("warmup_fraction", "final_fraction"), (0.0, 1.0, "a number from 0 to 1")),
+    "clip_norm": (math.ulp(0.0), math.inf, "a number above 0"),
 }
-"""Field -> least and largest value; a field whose least is an int takes whole numbers."""
+"""Field -> least and largest value, and the two in words; a field whose least is an int takes whole numbers."""
 _CHOICES = {
     "remat": ("none", "full"),
     "master_dtype": ("float32", "bfloat16"),
