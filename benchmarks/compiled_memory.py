@@ -5,7 +5,7 @@ make compiled-memory       (a few minutes)
 
 from typing import Any
 
-import harness
+import record
 from targets import DEVICES, IMPLEMENTATION, MODELS, attention_program, token_scores_program
 
 LENGTH = 32_768
@@ -27,14 +27,13 @@ def main() -> None:
                     row[f"{device}{' + gradient' if gradient else ''}"] = round(temporary / 2**20, 1)
             rows.append(row)
     cells = ([x if isinstance(x, str) else f"{x:,.0f}" for x in row.values()] for row in rows)
-    print(harness.table(list(rows[0]), cells))
-    record = {
-        "unit": f"MiB of temporary memory, {LENGTH} tokens in one row, bfloat16",
-        "versions": harness.versions(("jax", "libtpu", "jax-cuda13-plugin")),
+    found = {
+        "title": f"MiB of temporary memory, {LENGTH} tokens in one row, bfloat16",
+        "versions": record.versions("jax", "libtpu", "jax-cuda13-plugin"),
         "command": "make compiled-memory",
         "rows": rows,
     }
-    harness.write(record, harness.RESULTS / "compiled_memory.json")
+    record.publish(found, record.table(list(rows[0]), cells), "compiled_memory")
 
 
 if __name__ == "__main__":

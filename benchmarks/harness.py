@@ -7,12 +7,7 @@ from ours is shown too: who computes something else is no rival.
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
-import json
 import os
-import pathlib
-import shlex
 import statistics
 import sys
 import time
@@ -24,6 +19,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants m
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 from absl import flags
 from dgr_kernels import IMPLEMENTATIONS, KERNELS
 
@@ -31,7 +27,6 @@ flags.DEFINE_integer("rounds", 7, "Rounds of timing.", lower_bound=1)
 flags.DEFINE_bool("backward", True, "Time the gradient too.")
 flags.DEFINE_string("output", None, "JSON file; benchmarks/results/OPERATION_DEVICE.json by default.")
 FLAGS = flags.FLAGS
-RESULTS = pathlib.Path(__file__).parent / "results"
 INPUT_SETS = 3
 TOLERANCE = 0.02
 """Between contenders, relative to the largest value: bfloat16 has three digits."""
@@ -174,20 +169,10 @@ def finish(operation: str, contenders: Sequence[Contender]) -> NoReturn:
     for c in contenders:
         if not c.failure and c.median <= 0:
             c.failure = "too noisy to time: more rounds, or a quieter machine"
-    device = jax.devices()[0].device_kind
-    record = {
-        "title": operation.replace("_", " ").capitalize(),
-        "device": device,
-        "platform": jax.default_backend(),
-        "versions": versions(_PACKAGES),
-        "python": sys.version.split()[0],
-        "command": shlex.join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "rows": _rows(contenders, ours(operation)),
-    }
-    print(record["title"], device, record["versions"], f"`{record['command']}`\n")
-    print(table(["case", "direction", "implementation", *_NUMBERS], map(_cells, record["rows"])) + "\n")
-    default = RESULTS / f"{operation}_{device.lower().replace(' ', '_')}.json"
-    write(record, pathlib.Path(FLAGS.output or default))
+    rows = _rows(contenders, ours(operation))
+    found = record.measured_here(operation.replace("_", " ").capitalize(), rows, _PACKAGES)
+    shown = record.table(["case", "direction", "implementation", *_NUMBERS], map(_cells, rows))
+    record.publish(found, shown, operation, FLAGS.output)
     sys.exit(any(c.name in ours(operation) and (c.failure or (c.error or 0) > TOLERANCE) for c in contenders))
 
 
@@ -253,23 +238,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if "failure" in row:
         numbers[0] = row["failure"]
     return [row["case"], row["direction"], row["implementation"], *numbers]
-
-
-def table(columns: Sequence[str], rows: Iterator[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of those that are installed."""
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    return {name: installed[name] for name in packages if name in installed}
-
-
-def write(record: dict[str, Any], output: pathlib.Path) -> None:
-    """A JSON file, with the date."""
-    record["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {output}")

@@ -10,25 +10,23 @@ Without torch and lm_eval, the two rivals are left out.
 """
 
 import dataclasses
-import datetime
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import record
 from absl import app, flags
 
 from dgr_jax.models.config import ModelConfig
@@ -106,7 +104,7 @@ Answer = Callable[[list[Request]], list[float]]
 
 
 def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[str, Any]]]:
-    """Scorer.score_sequences, and what its report says of the last pass."""
+    """Scorer.score_sequences, and what the last pass cost."""
     from dgr_jax.scoring.cost import Cost
     from dgr_jax.scoring.scorer import Scorer
     from dgr_jax.tokens.packing import TokenSequence
@@ -117,22 +115,15 @@ def ours(share: bool, config: ModelConfig, folder: str) -> tuple[Answer, Callabl
 
     def answer(requests: list[Request]) -> list[float]:
         scorer.cost = Cost()
-        sequences = [
-            TokenSequence(
-                np.array(r.prompt + r.response, np.int32),
-                np.arange(len(r.prompt) + len(r.response)) >= len(r.prompt),
-            )
-            for r in requests
-        ]
+        ids = [np.array(r.prompt + r.response, np.int32) for r in requests]
+        sequences = [TokenSequence(x, np.arange(len(x)) >= len(r.prompt)) for x, r in zip(ids, requests, strict=True)]
         return [float(s.log_probs.sum(dtype=np.float64)) for s in scorer.score_sequences(sequences)]
 
     def details() -> dict[str, Any]:
         cost = scorer.cost
         return {
-            "padding": cost.padding_share,
-            "programs": len(cost.shapes),
-            "saved": cost.shared / cost.tokens,
-        }
+            "padding": cost.padding_share, "programs": len(cost.shapes), "saved": cost.shared / cost.tokens
+        }  # fmt: skip
 
     return answer, details
 
@@ -240,8 +231,7 @@ def work() -> None:
         log_probs = answer(requests)
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        record = {"seconds": seconds, "log_probs": log_probs, "peak": peak, **details()}
-        said.write(json.dumps(record) + "\n")
+        said.write(json.dumps({"seconds": seconds, "log_probs": log_probs, "peak": peak, **details()}) + "\n")
         said.flush()
 
 
@@ -319,15 +309,11 @@ def measure(folder: str) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown; ratios are to the best batch size of lm_eval's backend."""
-    lines = [
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
+def cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """The table's rows; ratios are to the best batch size of lm_eval's backend."""
     for row in rows:
         if "failure" in row:
-            lines.append(f"| {row['case']} | {row['contender']} | {row['failure']} | | | | | | | |")
+            yield [row["case"], row["contender"], row["failure"], *[""] * (len(_COLUMNS) - 3)]
             continue
         rivals = [
             r["tokens_per_second"]
@@ -335,47 +321,28 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             if r["case"] == row["case"] and r["contender"].startswith("lm_eval") and "failure" not in r
         ]
         share = lambda key, row=row: f"{row[key]:.1%}" if key in row else ""  # noqa: E731
-        cells = (
+        yield [
             row["case"], row["contender"], f"{row['tokens_per_second']:,.0f}",
             f"{row['tokens_per_second'] / max(rivals):.2f}" if rivals else "", f"{row['gflops']:.0f}",
             f"{row['of_roof']:.0%}", f"{row['peak_mib']:,.0f}", share("padding"), str(row.get("programs", "")),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ]  # fmt: skip
 
 
 def main(_: list[str]) -> None:
     if FLAGS.worker:
         return work()
-    import jax
-
     from dgr_jax.models.decoder import init_model
     from dgr_jax.models.weights import default_dtype, save_pretrained
 
     dtype = FLAGS.dtype or default_dtype()
-    kind = jax.devices()[0].device_kind
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "model"
         tokenizer = HERE.parent / "dgr_jax" / "assets" / "tiny_lrm"
         save_pretrained(init_model(MODELS[FLAGS.model], 0, dtype), folder, companions_from=tokenizer)
         rows = measure(str(folder))
-    packages = ("jax", "jaxlib", "torch", "transformers", "lm_eval")
-    installed = {d.metadata["Name"].lower().replace("-", "_"): d.version for d in importlib.metadata.distributions()}
-    record = {
-        "title": f"Scoring, {FLAGS.model}, {dtype}",
-        "device": kind,
-        "cores": os.cpu_count(),
-        "versions": {name: installed[name] for name in packages if name in installed},
-        "command": shlex.join(["python", "benchmarks/scoring.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "rows": rows,
-    }
-    name = f"scoring_{FLAGS.model}_{kind.lower().replace(' ', '_')}.json"
-    output = pathlib.Path(FLAGS.output) if FLAGS.output else HERE / "results" / name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{record['title']}: {kind}, {record['date']}, `{record['command']}`\n\n{table(rows)}")
-    print(f"\nwritten to {output}")
+    packages = ("jax", "jaxlib", "torch", "transformers", "lm-eval")
+    found = record.measured_here(f"Scoring, {FLAGS.model}, {dtype}", rows, packages)
+    record.publish(found, record.table(_COLUMNS, cells(rows)), f"scoring_{FLAGS.model}", FLAGS.output)
     ours = [row for row in rows if row["contender"].startswith("dgr_jax")]
     sys.exit(not all(row.get("gap_per_token", 1) < TOLERANCE[dtype] for row in ours))
 

@@ -6,6 +6,7 @@ libtpu and the CUDA plugin hold real compilers, and a description of a device is
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,21 +22,7 @@ TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 DEVICES = (*TPUS, "h100")
 IMPLEMENTATION = dict.fromkeys(TPUS, "tpu") | {"h100": "gpu"}
 
-_H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929347584
-  cuda_compute_capability { major: 9 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 20 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+_H100 = pathlib.Path(__file__).parent / "h100.txtpb"
 
 
 class Shapes(NamedTuple):
@@ -69,7 +56,7 @@ def devices(name: str) -> list[Any]:
     )
     if name in TPUS:
         return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[name]).devices
-    return topologies.get_topology_desc("h100", "cuda", target_config=_H100, topology="1x1x1").devices
+    return topologies.get_topology_desc("h100", "cuda", target_config=_H100.read_text(), topology="1x1x1").devices
 
 
 def compiled_for(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -31,15 +31,14 @@ def wilson(successes: int, n: int) -> Interval:
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"wilson takes 0 <= successes <= n and n > 0, not {successes} of {n}")
-    p = successes / n
-    return Interval(p, *_wilson_bounds(p, n), "wilson", n)
+    return _wilson(successes / n, n, "wilson", n)
 
 
-def _wilson_bounds(p: float, n: int) -> tuple[float, float]:
+def _wilson(p: float, n: int, method: str, items: int) -> Interval:
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     # Rounding must not leave the proportion itself outside.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), method, items)
 
 
 def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
@@ -60,8 +59,7 @@ def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
     between = outcomes.mean(1).var(ddof=1) / items if items > 1 else 0.0
     effective = p * (1 - p) / between if between > 0 else float(items)
     effective = min(max(effective, items), items * samples)
-    bounds = _wilson_bounds(p, max(1, round(effective)))
-    return Interval(p, *bounds, "wilson, effective n by item clusters", items)
+    return _wilson(p, max(1, round(effective)), "wilson, effective n by item clusters", items)
 
 
 def rate(value: float, n: int) -> Interval:
@@ -74,7 +72,7 @@ def rate(value: float, n: int) -> Interval:
     """
     if n <= 0 or not 0 <= value <= 1:
         raise ValueError(f"rate takes a value in [0, 1] and n > 0, not {value} of {n}")
-    return Interval(value, *_wilson_bounds(value, n), "wilson, n items", n)
+    return _wilson(value, n, "wilson, n items", n)
 
 
 def bootstrap_ratio(

@@ -1,3 +1,4 @@
 from dgr_jax.commands.app import run
 
-run("build_tiny_lrm")
+if __name__ == "__main__":
+    run("build_tiny_lrm")

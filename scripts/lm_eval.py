@@ -1,3 +1,4 @@
-from dgr_jax.commands import lm_eval
+from dgr_jax.commands.lm_eval import main
 
-lm_eval.main()
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,4 @@
 from dgr_jax.commands.app import run
 
-run("score")
+if __name__ == "__main__":
+    run("score")

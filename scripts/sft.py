@@ -1,3 +1,4 @@
 from dgr_jax.commands.app import run
 
-run("sft")
+if __name__ == "__main__":
+    run("sft")

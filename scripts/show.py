@@ -1,3 +1,4 @@
 from dgr_jax.commands.app import run
 
-run("show")
+if __name__ == "__main__":
+    run("show")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from dgr_jax.commands.flags import CONFIG_ERRORS, refused_config
 from dgr_jax.errors import UserError
 
 flags.disclaim_key_flags()  # the flags of a command are the script's own, so that --help lists them
@@ -21,8 +22,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell reports SIGINT."""
 BROKEN_PIPE = 141
 """Exit status when the reader of our output left (`| head`), as a shell reports SIGPIPE."""
-_CONFIG_ERRORS = (AttributeError, KeyError, OSError)
-"""Errors that ml_collections raises for a config file, or an override, that there is not."""
 
 
 def run(name: str) -> None:
@@ -35,8 +34,8 @@ def run(name: str) -> None:
     sys.modules["__main__"].__doc__ = command.__doc__  # which absl shows as help
     try:
         command.define(flags.FLAGS)
-    except _CONFIG_ERRORS as error:  # overrides of a default config are looked at before flags are parsed
-        _refuse_config(error)
+    except UserError as error:
+        fail(str(error))
     flags.adopt_module_key_flags(command)
 
     def alone_or_joined(argv: list[str]) -> None:
@@ -65,15 +64,15 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
         print(command.main(flags.FLAGS))
         sys.stdout.flush()
     except UserError as error:
-        _fail(in_flags(str(error), flags.FLAGS))
+        fail(in_flags(str(error), flags.FLAGS))
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
-        _fail("gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'")
+        fail("gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'")
     except NotImplementedError as error:
         if not _given("implementation"):
             raise
-        _fail(f"--implementation: {error}")  # a named kernel says what it cannot serve
+        fail(f"--implementation: {error}")  # a named kernel says what it cannot serve
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -100,22 +99,14 @@ def _given(name: str) -> Any:
     return flags.FLAGS[name].value if name in flags.FLAGS else None
 
 
-def _fail(message: str) -> NoReturn:
-    print("error:", " ".join(message.split("\n")), file=sys.stderr)
+def fail(message: str) -> NoReturn:
+    """Ends the command with a message of one line."""
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except _CONFIG_ERRORS as error:
-        _refuse_config(error)
-
-
-def _refuse_config(error: Exception) -> NoReturn:
-    text = str(error)
-    if not isinstance(error, OSError):
-        while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
-            error = error.args[0]
-        text = f"no such field: {error.args[0]} (the config file names them all)"
-    _fail(f"--config: {' '.join(text.replace('\\n', ' ').split())}")
+    except CONFIG_ERRORS as error:
+        fail(str(refused_config(error)))

@@ -14,10 +14,7 @@ from dgr_jax.commands import flags
 def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
-        given,
-        "output seed",
-        required="output",
-        steps=flags.whole(0, "Training steps; 0 takes the default.", 0),
+        given, "output seed", required="output", steps=flags.whole(0, "Training steps; 0 takes the default.", 0)
     )
 
 

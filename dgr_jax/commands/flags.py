@@ -12,7 +12,7 @@ from dgr_jax.scoring.settings import OnLong, ScoreSettings
 if TYPE_CHECKING:  # heavy imports: --help must not pay for them
     from dgr_jax.generation.engine import Decoding, Engine
     from dgr_jax.models.decoder import Decoder
-    from dgr_jax.scoring.stage import ScoringModel
+    from dgr_jax.scoring.source import ScoringModel
     from dgr_jax.tokens.chat import ChatFormat
 
 flags.disclaim_key_flags()  # they belong to the command that defines them
@@ -80,9 +80,7 @@ COMMON: dict[str, Define] = {
         "measured to be fastest there, which so far is XLA. Decoding steps always use XLA.",
     ),
     "on_bad_row": choice(
-        "error",
-        ["error", "skip"],
-        "What to do with a row that is not a trace: stop, or leave it out and count it.",
+        "error", ["error", "skip"], "What to do with a row that is not a trace: stop, or leave it out and count it."
     ),
     "exclude": several(
         "Evaluation suite (NAME:PATH or a .jsonl file) whose prompts must not be trained on: such traces are left out "
@@ -146,7 +144,24 @@ def define_config(given: flags.FlagValues, default: str | None, help: str) -> No
     """Defines --config=FILE with overrides --config.field=value; `config` reads it."""
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file("config", default, help, flag_values=given)
+    try:
+        config_flags.DEFINE_config_file("config", default, help, flag_values=given)
+    except CONFIG_ERRORS as error:  # overrides of a default config are looked at before flags are parsed
+        raise refused_config(error) from error
+
+
+CONFIG_ERRORS = (AttributeError, KeyError, OSError)
+"""What ml_collections raises for a config file, or an override, that there is not."""
+
+
+def refused_config(error: Exception) -> UserError:
+    """What a config error says to people."""
+    text = str(error)
+    if not isinstance(error, OSError):
+        while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
+            error = error.args[0]
+        text = f"no such field: {error.args[0]} (the config file names them all)"
+    return UserError(f"--config: {' '.join(text.replace('\\n', ' ').split())}")
 
 
 def config(given: flags.FlagValues) -> dict[str, Any]:
@@ -154,13 +169,13 @@ def config(given: flags.FlagValues) -> dict[str, Any]:
     try:
         return given.config.to_dict()
     except OSError as error:
-        raise UserError(f"`config`: {error}; give a file such as those of configs/") from error
+        raise refused_config(error) from error
 
 
 def scoring_model(given: flags.FlagValues) -> "ScoringModel":
     """The model to score with, from the flags of `SCORING`, --model, --dtype, --mesh and --implementation."""
     from dgr_jax.scoring.settings import usual_workers
-    from dgr_jax.scoring.stage import ScoringModel
+    from dgr_jax.scoring.source import ScoringModel
 
     asked: dict[str, Any] = {name: given[name].value for name in SCORING}
     if given.workers is None:

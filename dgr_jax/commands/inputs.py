@@ -77,5 +77,5 @@ def stream_to_score(source: str, on_bad_row: OnBadRow) -> TraceStream:
     """
     stream = TraceStream(source, on_bad_row)
     if not stream.traces:
-        raise UserError(f"{source}: there is nothing to score, the input has no rows")
+        raise UserError(f"{source}: there is nothing to score, the input has no traces")
     return stream

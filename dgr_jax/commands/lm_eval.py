@@ -10,6 +10,7 @@ enable_thinking, think_end_token, seed.
 import pathlib
 import sys
 
+from dgr_jax.commands.app import fail
 from dgr_jax.errors import UserError
 
 
@@ -22,13 +23,11 @@ def main() -> None:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
     except ImportError:
-        print("error: lm_eval is not installed; pip install 'dgr_jax[harness]'", file=sys.stderr)
-        sys.exit(1)
+        fail("lm_eval is not installed; pip install 'dgr_jax[harness]'")
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
     model_registry.register("dgr_jax", target="dgr_jax.evaluation.lm_eval:DgrJax")
     try:
         cli_evaluate()
     except UserError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(1)
+        fail(str(error))

@@ -28,7 +28,7 @@ def main(given: FlagValues) -> str:
     """Scores into the files of OUTPUT/scores; resumes at the shards that are not there."""
     from dgr_jax.commands.inputs import record_left_out, stream_to_score
     from dgr_jax.run import hosts
-    from dgr_jax.scoring.stage import score_source
+    from dgr_jax.scoring.source import score_source
 
     stream, model = hosts.together(lambda: (stream_to_score(given.input, given.on_bad_row), flags.scoring_model(given)))
     scored = score_source(stream, model, given.output, keep_tokens=given.token_scores, seed=given.seed)

@@ -30,7 +30,7 @@ def main(given: FlagValues) -> str:
     from dgr_jax.dgr.shift import InputScores, input_names, measure
     from dgr_jax.run import hosts
     from dgr_jax.run.stage import Stage
-    from dgr_jax.scoring.stage import score_source
+    from dgr_jax.scoring.source import score_source
 
     streams, model = hosts.together(
         lambda: (

@@ -18,10 +18,7 @@ from dgr_jax.commands import flags
 def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
-        given,
-        "model input on_bad_row",
-        required="model input",
-        limit=flags.whole(3, "How many traces to print.", 1),
+        given, "model input on_bad_row", required="model input", limit=flags.whole(3, "How many traces to print.", 1)
     )
 
 

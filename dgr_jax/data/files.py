@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from dgr_jax.data.trace import Trace, bad_field, shown
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of
 from dgr_jax.run.files import replacing
 
 OnBadRow = Literal["error", "skip"]
@@ -122,12 +122,14 @@ def read_rows(path: epath.PathLike, suffix: str | None = None) -> Iterator[Place
     """
     file = epath.Path(path)
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".csv": _csv_rows}
-    return readers[suffix or file.suffix](file)
+    if (suffix := suffix or file.suffix) not in readers:
+        raise UserError(f"{file}: found suffix {suffix!r}, allowed {', '.join(readers)}; rename or convert the file")
+    return readers[suffix](file)
 
 
 def unreadable(file: epath.PathLike, error: Exception) -> UserError:
     """The error for a file that cannot be opened or decoded as what its suffix says."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or reason_of(error)
     return UserError(f"{file}: cannot be read ({reason}); check the path and that the file is whole")
 
 
@@ -176,6 +178,8 @@ def _json_rows(file: epath.Path) -> Iterator[PlacedRow]:
     except json.JSONDecodeError as error:
         place = f"{file}:{error.lineno}: not JSON at column {error.colno} ({error.msg})"
         raise UserError(f"{place}; a .json file holds one list of rows") from error
+    except (ValueError, RecursionError) as error:  # as in a line
+        raise UserError(f"{file}: not JSON that can be read ({error})") from error
     if not isinstance(rows, list):
         raise UserError(f"{file}: found {type(rows).__name__}, allowed a list of rows; use .jsonl for one row per line")
     for number, row in enumerate(rows, start=1):

@@ -25,8 +25,8 @@ from dgr_jax.data.files import (
     trace_from_columns,
 )
 from dgr_jax.data.response import split_response
-from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace
-from dgr_jax.errors import UserError
+from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace, bad_field, shown
+from dgr_jax.errors import UserError, reason_of
 
 PUBLISHED_LABELS = {
     "harmful": "harmful",
@@ -81,8 +81,7 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
         - "NAME" or "NAME:PLACE" with a name of `ADAPTERS`; PLACE is a .json (one list), .jsonl or .parquet
           file or a hub id, by default the author's;
         - "hf:HUB_ID": rows with a Trace's fields, through the datasets library;
-        - "tfds:FOLDER_OR_NAME": the same in ArrayRecord, through TensorFlow Datasets. It has no null and no
-          free-form
+        - "tfds:FOLDER_OR_NAME": the same in ArrayRecord, through TensorFlow Datasets. It has no null and no free-form
           objects: an empty `label` or `system` is an absent one, `meta` is a JSON string.
         The last three and hub ids may end in "@SPLIT", by default "@train" ("@train[:100]" works too).
       on_bad_row, bad_rows: see `dgr_jax.data.files.iter_traces`.
@@ -137,7 +136,7 @@ def _direct_refusal(row: Row, where: str) -> Trace:
     found = pattern.fullmatch(packed)
     if found is None:
         raise UserError(
-            f"{where}: field {field!r}: found {ascii(packed[:60])}, allowed "
+            f"{where}: field {field!r}: found {shown(packed)}, allowed "
             + ("a chat string with s1's think and answer markers" if field == "text" else '"Question: ... Answer: ..."')
         )
     reasoning = found.groupdict().get("reasoning", DIRECT_REFUSAL_REASONING)
@@ -149,12 +148,7 @@ def _direct_refusal(row: Row, where: str) -> Trace:
 
 
 def _response_format(
-    source: str,
-    prompt_field: str,
-    *,
-    label: str | None = None,
-    needs_label: bool = False,
-    needs_open: bool = False,
+    source: str, prompt_field: str, *, label: str | None = None, needs_label: bool = False, needs_open: bool = False
 ) -> Convert:
     """Rows of a prompt and a response with the thinking inside; its open tag is optional unless `needs_open`.
 
@@ -189,7 +183,7 @@ def _label(row: Row, where: str, needed: bool) -> str | None:
         return None
     published = _text(row, "label", where)
     if published not in PUBLISHED_LABELS:
-        raise UserError(f"{where}: field 'label': found {published!r}, allowed {', '.join(PUBLISHED_LABELS)}")
+        raise bad_field(where, "label", published, ", ".join(PUBLISHED_LABELS))
     return PUBLISHED_LABELS[published]
 
 
@@ -201,7 +195,7 @@ def _text(row: Row, field: str, where: str) -> str:
     if field not in row:
         raise UserError(f"{where}: field {field!r} is missing; the row has {', '.join(map(str, row)) or 'no fields'}")
     if not isinstance(row[field], str):
-        raise UserError(f"{where}: field {field!r}: found {ascii(row[field])[:60]}, allowed a string")
+        raise bad_field(where, field, row[field], "a string")
     return row[field]
 
 
@@ -211,8 +205,7 @@ ADAPTERS: dict[str, Adapter] = {
     "safechain": Adapter(_response_format("safechain", "instruction", needs_label=True), "UWNSL/SafeChain"),
     "star1": Adapter(_response_format("star1", "question", label="harmful", needs_open=True), "UCSC-VLAA/STAR-1"),
     "star_benign": Adapter(
-        _response_format("star_benign", "question", label="benign", needs_open=True),
-        "UCSC-VLAA/STAR-benign-915",
+        _response_format("star_benign", "question", label="benign", needs_open=True), "UCSC-VLAA/STAR-benign-915"
     ),
 }
 """Source name -> published format. All prompts of STAR-1 ask for harm; its benign companion stands apart."""
@@ -304,8 +297,9 @@ def _split_of(place: str) -> tuple[str, str]:
 
 
 def _not_loaded(spec: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"source {spec!r} cannot be loaded ({reason}); check the name, the split and the connection")
+    return UserError(
+        f"source {spec!r} cannot be loaded ({reason_of(error)}); check the name, the split and the connection"
+    )
 
 
 _READERS: dict[str, Callable[[str], Iterator[PlacedRow]]] = {"hf": _hub_rows, "tfds": _tfds_rows}

@@ -1,4 +1,4 @@
-"""A source of traces that is read several times and never held in memory."""
+"""A source of traces that is read several times and of which memory holds the ids alone."""
 
 from collections.abc import Iterable, Iterator
 

@@ -58,7 +58,7 @@ class RefineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """One attempt at a row, judged."""
+    """One attempt at a trace, judged."""
 
     completion: Completion
     response: Response
@@ -70,7 +70,7 @@ class Refinement:
     """Result of `refine`.
 
     Attributes:
-      traces: refined rows in source order; `meta["dgr"]` tells each row's outcome.
+      traces: refined ones in source order; `meta["dgr"]` tells each one's outcome.
       summary: counts by outcome, log-likelihood before and after, and examples of every reject reason.
     """
 
@@ -92,7 +92,7 @@ def refine(
     """Refines safety traces.
 
     Args:
-      traces: the source rows, ids distinct.
+      traces: the source, ids distinct.
       engine: generates with the target model.
       chat: the target's chat format, which takes generated text apart.
       rewrite_filter: accepts or names the reason.
@@ -101,10 +101,10 @@ def refine(
         pick="likeliest".
       folder: receives refined.jsonl, summary.json and a manifest; a run that was stopped goes on. None keeps the
         result in memory.
-      left_out: counts of rows that never got here, for the manifest.
+      left_out: counts of what never got here, for the manifest.
 
     Raises:
-      UserError: no rows, a folder of another configuration, or "likeliest" without a scorer.
+      UserError: no traces, a folder of another configuration, or "likeliest" without a scorer.
     """
     if not traces:
         raise UserError("there is nothing to refine: no traces")
@@ -175,7 +175,7 @@ def _rewritten(trace: Trace, candidate: _Candidate) -> Trace:
 def _score(
     traces: Sequence[Trace], candidates: Mapping[str, Sequence[_Candidate]], scorer: Scorer | None
 ) -> dict[tuple[str, int], tuple[float, int]]:
-    """(id, attempt) -> (log-probability, tokens) of accepted rewrites; attempt -1 is the source row."""
+    """(id, attempt) -> (log-probability, tokens) of accepted rewrites; attempt -1 is the source trace."""
     if scorer is None:
         return {}
     wanted = [((t.id, -1), t) for t in traces]

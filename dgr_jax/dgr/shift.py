@@ -208,10 +208,6 @@ class Shift:
     inputs: list[InputShift]
     pairs: list[PairShift]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        return dataclasses.asdict(self)
-
 
 def measure(inputs: Sequence[InputScores], seed: int = 0, most_tokens: int = 30) -> Shift:
     """Compares sets of scores.
@@ -317,10 +313,9 @@ def input_names(sources: Sequence[str]) -> dict[str, str]:
         raise UserError("`inputs` names no sources; give one or more, separated by commas")
     names: dict[str, str] = {}
     for source in sources:
-        stem = (
-            re.sub(r"[^\w-]+", "_", pathlib.PurePosixPath(source.rstrip("/").split(":")[-1]).stem).strip("_") or "input"
-        )
-        name, number = stem, 2
+        place = pathlib.PurePosixPath(source.rstrip("/").split(":")[-1])
+        name = stem = re.sub(r"[^\w-]+", "_", place.stem).strip("_") or "input"
+        number = 2
         while name in names:
             name, number = f"{stem}_{number}", number + 1
         names[name] = source

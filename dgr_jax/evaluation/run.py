@@ -63,19 +63,13 @@ def evaluate(
     names = [suite.name for suite in suites]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two suites are called {repeated[0]!r}; rename one of the files")
-    requests = [
-        Request(f"{suite.name}/{item.id}", _prompt(item, instructions), sample)
-        for suite in suites
-        for item in suite.items
-        for sample in range(samples_per_item)
-    ]
+    wanted = [(suite, item, sample) for suite in suites for item in suite.items for sample in range(samples_per_item)]
+    requests = [Request(f"{suite.name}/{i.id}", _prompt(i, instructions), sample) for suite, i, sample in wanted]
     shards = Shards(epath.Path(output_dir), len(requests), _ANSWERS_PER_SHARD) if output_dir is not None else None
     done = {(c.id, c.attempt): c for c in _complete(engine, requests, decoding, seed, shards)}
     samples = [
-        _grade(suite, item, done[f"{suite.name}/{item.id}", sample], chat, judge, instructions)
-        for suite in suites
-        for item in suite.items
-        for sample in range(samples_per_item)
+        _grade(suite, item, request.prompt, done[request.id, request.attempt], chat, judge)
+        for (suite, item, _), request in zip(wanted, requests, strict=True)
     ]
     about = {"samples_per_item": samples_per_item, "seed": seed, "decoding": dataclasses.asdict(decoding)}
     rows = [row | about for suite in suites for row in _aggregate(suite, samples)]
@@ -107,12 +101,7 @@ def _prompt(item: Item, instructions: Mapping[str, str]) -> str:
 
 
 def _grade(
-    suite: Suite,
-    item: Item,
-    completion: Completion,
-    chat: ChatFormat,
-    judge: Judge,
-    instructions: Mapping[str, str],
+    suite: Suite, item: Item, prompt: str, completion: Completion, chat: ChatFormat, judge: Judge
 ) -> dict[str, Any]:
     response = chat.parse(completion.text)
     grade, reason = _verdict(item, completion, response, judge)
@@ -121,7 +110,7 @@ def _grade(
         "id": item.id,
         "sample": completion.attempt,
         "group": item.meta.get("group"),
-        "prompt": _prompt(item, instructions),
+        "prompt": prompt,
         "output": completion.text,
         "grade": grade,
         "reason": reason,

@@ -1,6 +1,6 @@
 """An `Engine` behind an OpenAI-compatible server (vLLM, SGLang, ...): chat completions over HTTP.
 
-The standard library's client is enough: one POST per row, many rows in flight. The API key is read from the
+The standard library's client is enough: one POST per request, many in flight. The API key is read from the
 environment and goes to the named server only; redirects are not followed, since they would carry it elsewhere.
 """
 
@@ -38,8 +38,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class OpenAIEngine:
     """Asks a server. The server applies the model's chat template, so prompts travel as messages.
 
-    A row's `seed` is a hash of (seed, id, attempt); whether the server's text depends on that alone is up to the server
-    (vLLM's may change with its batches in the last bits).
+    A request's `seed` is a hash of (seed, id, attempt); whether the server's text depends on that alone is up to the
+    server (vLLM's may change with its batches in the last bits).
 
     Args:
       base_url: such as http://localhost:8000/v1.
@@ -82,11 +82,11 @@ class OpenAIEngine:
         """Completes requests as the server answers them. See `Engine.generate`.
 
         Raises:
-          UserError: the server cannot be reached, or refuses; the message names the row.
+          UserError: the server cannot be reached, or refuses; the message names the request.
         """
         with (
             concurrent.futures.ThreadPoolExecutor(self._in_flight) as pool,
-            Progress("generate", len(requests)) as progress,
+            Progress("generate", len(requests), "requests") as progress,
         ):
             futures = [pool.submit(self._complete, request, decoding, seed) for request in requests]
             try:
@@ -122,10 +122,10 @@ class OpenAIEngine:
                 log_prob=None,
             )
         except _Refused as error:
-            raise UserError(f"row {request.id!r}: {error}") from None
+            raise UserError(f"request {request.id!r}: {error}") from None
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(
-                f"row {request.id!r}: the answer of {self._url} is no chat completion ({error!r}); check `base_url`"
+                f"request {request.id!r}: the answer of {self._url} is no chat completion ({error!r}); check `base_url`"
             ) from error
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:

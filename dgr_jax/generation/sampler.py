@@ -129,14 +129,14 @@ class Sampler:
         A row that reaches the model's last position is truncated there; one whose prompt leaves none is empty.
 
         Raises:
-          UserError: a prompt that the chat format cannot render; the message names the row.
+          UserError: a prompt that the chat format cannot render; the message names the request.
         """
         prompts = []
         for request in requests:
             try:
                 ids = self.chat.prompt_ids(request.prompt, request.system)
             except UserError as error:
-                raise UserError(f"row {request.id!r}: {error}") from error
+                raise UserError(f"request {request.id!r}: {error}") from error
             prompts.append(Prompt(request.id, ids, request.attempt))
         for found in self.continue_tokens(prompts, decoding, seed=seed):
             text = self.chat.decode(found.token_ids[:-1] if found.ended else found.token_ids)
@@ -167,11 +167,11 @@ class Sampler:
                 buckets.setdefault(_bucket(length), []).append(prompt)
             else:
                 yield Generated(prompt, [], False, 0.0)
-        with Progress("generate", sum(map(len, buckets.values()))) as progress:
+        count = sum(map(len, buckets.values()))
+        with Progress("generate", count, "requests", shown=self._show_progress) as progress:
             for bucket in sorted(buckets):
                 for found in self._run(buckets[bucket], bucket, decoding, seed, stop):
-                    if self._show_progress:
-                        progress.advance()
+                    progress.advance()
                     yield found
 
     def _run(

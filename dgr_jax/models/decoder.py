@@ -91,12 +91,7 @@ class Decoder(nnx.Module):
         }
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        visibility: Visibility,
-        *,
-        remat: bool = False,
+        self, tokens: jax.Array, positions: jax.Array, visibility: Visibility, *, remat: bool = False
     ) -> jax.Array:
         """Hidden states after the final norm.
 

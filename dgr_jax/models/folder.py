@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.run.files import fingerprint_file
 
@@ -37,9 +37,8 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds for "cannot be had"; all mean the same here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"model {name}: no such folder, and the hub says"
-        raise UserError(f"{where}: {reason}; check the name, or give a folder") from error
+        raise UserError(f"{where}: {reason_of(error)}; check the name, or give a folder") from error
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

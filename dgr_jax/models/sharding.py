@@ -58,6 +58,10 @@ def mesh_or_none(text: str) -> Mesh | None:
     return None if text == "auto" and jax.device_count() == 1 else make_mesh(text)
 
 
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
     """Logical axes -> mesh axes.
 
@@ -65,7 +69,7 @@ def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
       ValueError: two dimensions ask for the same mesh axis.
     """
     spec = [RULES[axis] if axis is not None else None for axis in axes]
-    used = [name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
+    used = [name for entry in spec for name in _names(entry)]
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {tuple(axes)} ask twice for the same mesh axis: {spec}")
     return PartitionSpec(*spec)
@@ -74,7 +78,7 @@ def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
 def parameter_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
     """Sharding of a parameter. A dimension that its mesh axis does not divide is replicated (kv heads, usually)."""
     spec = [
-        entry if entry is None or size % math.prod(mesh.shape[a] for a in _names(entry)) == 0 else None
+        entry if size % math.prod(mesh.shape[name] for name in _names(entry)) == 0 else None
         for entry, size in zip(partition_spec(axes), shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec))
@@ -100,7 +104,3 @@ def put_rows[T](rows: T, sharding: NamedSharding | None) -> T:
 def data_parallelism(mesh: Mesh | None) -> int:
     """How many ways a batch is split: the number of rows must be a multiple of it."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else entry

@@ -13,6 +13,13 @@ from dgr_jax.run.files import replacing
 COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b2", "#ccb974", "#64b5cd")
 
 
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of that size in inches, and its axes, [rows, columns]."""
+    return plt.subplots(
+        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )  # fmt: skip
+
+
 def save(figure: Any, folder: epath.Path, name: str) -> str:
     """Writes a figure as PNG and closes it. Returns the file's name."""
     with replacing(folder / name) as handle:

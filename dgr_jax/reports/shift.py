@@ -1,5 +1,6 @@
 """The report on distribution shift: report.md with plots, shift.json, and one page on which tokens are coloured."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,12 +37,7 @@ _GAP_TEXT = (
 
 
 def write_shift_report(
-    found: Shift,
-    inputs: Sequence[InputScores],
-    shards: Mapping[str, Shards],
-    chat: ChatFormat,
-    stage: Stage,
-    show: int,
+    found: Shift, inputs: Sequence[InputScores], shards: Mapping[str, Shards], chat: ChatFormat, stage: Stage, show: int
 ) -> epath.Path:
     """Writes report.md, report.html, shift.json and the plots into the stage's folder.
 
@@ -52,7 +48,7 @@ def write_shift_report(
     Returns:
       The path of report.html.
     """
-    write_json(stage.folder / "shift.json", found.to_dict())
+    write_json(stage.folder / "shift.json", dataclasses.asdict(found))
     sections: list[Section] = [Table("Surprise", _SPANS_TEXT, _span_rows(found))]
     if any(pair.differences or pair.other_prompts for pair in found.pairs):
         sections.append(Table("Differences of pairs", _pairs_text(found.pairs), _pair_rows(found.pairs)))
@@ -163,7 +159,7 @@ def _page_data(
     traces: dict[tuple[str, int], dict[str, Any]] = {}
     for number, scores in enumerate(inputs):
         rows = {row for row, key in enumerate(zip(scores.ids, scores.prompts.tolist(), strict=True)) if key in chosen}
-        for record in shards[scores.name].read_rows(rows):
+        for record in shards[scores.name].read_some(rows):
             prompt = chat.decode(record["prompt_token_ids"])
             trace = {"id": record["id"], "prompt": prompt, "versions": []}
             trace = traces.setdefault((record["id"], prompt_digest(record)), trace)

@@ -27,4 +27,4 @@ def in_background[Item](items: Generator[Item], ahead: int) -> Generator[Item]:
         finally:
             for future in waiting:
                 future.cancel()
-            thread.submit(items.close)
+            thread.submit(items.close).result()

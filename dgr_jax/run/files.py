@@ -46,7 +46,7 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         raise UserError(f"{folder} exists already; choose another place, or delete it")
     with _naming(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_partial(folder.parent)
+        remove_partial(folder.parent, folder.name)
         partial = _partial(folder)
         partial.mkdir()
         yield partial
@@ -91,18 +91,21 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
     return [json.loads(line) for line in epath.Path(path).read_text().split("\n") if line]
 
 
-def remove_partial(folder: epath.PathLike) -> None:
-    """Removes from a folder what killed processes of this machine did not finish."""
+def remove_partial(folder: epath.PathLike, name: str | None = None) -> None:
+    """Removes from a folder what killed processes of this machine did not finish; only what was to be `name`, if given.
+
+    Without a name, the folder must be ours alone.
+    """
     for file in epath.Path(folder).iterdir():
-        writer = writer_of(file)
-        if writer is not None and not _is_another_alive(writer):
+        found = unfinished(file)
+        if found and name in (None, found[0]) and not _is_another_alive(found[1]):
             shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
-def writer_of(file: epath.Path) -> int | None:
-    """The process whose unfinished file or folder this is; None where it is none."""
-    found = re.fullmatch(r"\..+\.(\d+)\.partial", file.name)
-    return int(found[1]) if found else None
+def unfinished(file: epath.Path) -> tuple[str, int] | None:
+    """The name that an unfinished file or folder was to have, and its process; None where it is none."""
+    found = re.fullmatch(r"\.(.+)\.(\d+)\.partial", file.name)
+    return (found[1], int(found[2])) if found else None
 
 
 def _is_another_alive(process: int) -> bool:

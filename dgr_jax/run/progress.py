@@ -16,17 +16,21 @@ class Progress(tqdm.tqdm):
       total: units expected, or None where it is not known.
       unit: name of a unit.
       stream: where to write; standard error by default.
+      shown: nothing is written where it is not.
     """
 
     monitor_interval = 0  # no thread beside ours
 
-    def __init__(self, label: str, total: int | None, unit: str = "traces", stream: TextIO | None = None):
-        shown: Any = stream or sys.stderr
-        self._on_terminal = shown.isatty()
+    def __init__(
+        self, label: str, total: int | None, unit: str = "traces", stream: TextIO | None = None, shown: bool = True
+    ):
+        file: Any = stream or sys.stderr
+        self._on_terminal = file.isatty()
         every = _REDRAW_EVERY if self._on_terminal else _LOG_EVERY
         super().__init__(
-            desc=label, total=total, unit=f" {unit}", file=shown, miniters=1, mininterval=every, delay=_REDRAW_EVERY,
+            desc=label, total=total, unit=f" {unit}", file=file, miniters=1, mininterval=every, delay=_REDRAW_EVERY,
             dynamic_ncols=self._on_terminal, ncols=None if self._on_terminal else 100, leave=self._on_terminal,
+            disable=not shown,
         )  # fmt: skip
 
     def advance(self, units: int = 1, note: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Rows of a stage in numbered files of equal size, each whole or absent, so that a kill costs at most one of them."""
+"""Records of a stage in numbered files of equal size, each whole or absent: a kill costs at most one of them."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ from dgr_jax.run.files import remove_partial, write_json_lines
 
 
 class Shards:
-    """The rows of a stage, one JSON object per line.
+    """The records of a stage, one JSON object per line.
 
-    Row i belongs to shard i // size whatever happens, so a resumed run knows what is left by looking at the files.
+    Record i belongs to shard i // size whatever happens, so a resumed run knows what is left by looking at the files.
 
     Args:
       folder: of the stage.
-      total: rows.
-      size: rows of a shard.
+      total: how many there are.
+      size: records of a shard.
       name: folder of the shards within `folder`.
     """
 
@@ -27,58 +27,58 @@ class Shards:
         self.folder, self.total, self.size = folder / name, total, size
 
     def missing(self) -> Iterator[range]:
-        """Row ranges that are still to be done, in order: those without a shard, or with a damaged one."""
+        """Ranges of records that are still to be done, in order: those without a shard, or with a damaged one."""
         present = set()
         if self.folder.exists():
             remove_partial(self.folder)
             present = {f.name for f in self.folder.iterdir()}
-        for rows in self._ranges():
-            name = self._name(rows.start)
+        for numbers in self._ranges():
+            name = self._name(numbers.start)
             if name not in present:
-                yield rows
-            elif not _is_whole((self.folder / name).read_bytes(), len(rows)):
-                logging.warning("%s is damaged; its rows are done again", self.folder / name)
-                yield rows
+                yield numbers
+            elif not _is_whole((self.folder / name).read_bytes(), len(numbers)):
+                logging.warning("%s is damaged; its records are made again", self.folder / name)
+                yield numbers
 
-    def write(self, rows: range, records: Iterable[Mapping[str, Any]]) -> None:
+    def write(self, numbers: range, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes one shard."""
         written = list(records)
-        assert len(written) == len(rows), "a shard holds one record for each of its traces"
-        write_json_lines(self.folder / self._name(rows.start), written)
+        assert len(written) == len(numbers), "a shard holds one record for each of its traces"
+        write_json_lines(self.folder / self._name(numbers.start), written)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """All records in row order; every shard must be there."""
+        """All records in order; every shard must be there."""
         for line in self._lines():
             yield json.loads(line)
 
-    def read_rows(self, numbers: Container[int]) -> Iterator[dict[str, Any]]:
-        """The records of some rows, in row order."""
+    def read_some(self, numbers: Container[int]) -> Iterator[dict[str, Any]]:
+        """The records of some numbers, in order."""
         for number, line in enumerate(self._lines()):
             if number in numbers:
                 yield json.loads(line)
 
     def digests(self) -> dict[str, str]:
         """sha256 of each shard, by name; every shard must be there."""
-        names = [self._name(rows.start) for rows in self._ranges()]
+        names = [self._name(numbers.start) for numbers in self._ranges()]
         return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names}
 
     def differing(self, digests: Mapping[str, str]) -> Iterator[range]:
-        """Row ranges whose shard is not there, or is not the one that `digests` knows."""
-        for rows in self._ranges():
-            file = self.folder / self._name(rows.start)
+        """Ranges of records whose shard is not there, or is not the one that `digests` knows."""
+        for numbers in self._ranges():
+            file = self.folder / self._name(numbers.start)
             found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
             if found != digests.get(file.name):
-                logging.warning("%s is not what was written; its rows are done again", file)
-                yield rows
+                logging.warning("%s is not what was written; its records are made again", file)
+                yield numbers
 
     def remove(self) -> None:
-        """Drops the shards, once their rows are in the stage's final file."""
+        """Drops the shards, once their records are in the stage's final file."""
         if self.folder.exists():
             self.folder.rmtree()
 
     def _lines(self) -> Iterator[str]:
-        for rows in self._ranges():
-            yield from (self.folder / self._name(rows.start)).read_text().removesuffix("\n").split("\n")
+        for numbers in self._ranges():
+            yield from (self.folder / self._name(numbers.start)).read_text().removesuffix("\n").split("\n")
 
     def _ranges(self) -> Iterator[range]:
         for start in range(0, self.total, self.size):
@@ -88,10 +88,10 @@ class Shards:
         return f"{start // self.size:06d}.jsonl"
 
 
-def _is_whole(content: bytes, rows: int) -> bool:
+def _is_whole(content: bytes, count: int) -> bool:
     """Whether it holds so many lines, each with a JSON object."""
     try:
         lines = content.decode("utf-8").removesuffix("\n").split("\n")
-        return content.endswith(b"\n") and len(lines) == rows and all(isinstance(json.loads(x), dict) for x in lines)
+        return content.endswith(b"\n") and len(lines) == count and all(isinstance(json.loads(x), dict) for x in lines)
     except ValueError:
         return False

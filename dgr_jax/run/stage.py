@@ -18,7 +18,7 @@ from etils import epath
 
 from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
-from dgr_jax.run.files import remove_partial, write_json, writer_of
+from dgr_jax.run.files import remove_partial, unfinished, write_json
 
 MANIFEST = "manifest.json"
 _IDENTITY = ("stage", "config", "inputs", "model", "seed")
@@ -120,7 +120,7 @@ def _has_results(folder: epath.Path) -> bool:
     for file in folder.iterdir():
         if file.is_dir() and (not any(file.iterdir()) or _has_results(file)):
             return True
-        if not file.is_dir() and file.name != MANIFEST and writer_of(file) is None:
+        if not file.is_dir() and file.name != MANIFEST and unfinished(file) is None:
             return True
     return False
 

@@ -156,7 +156,7 @@ class Scorer:
         """Scores of the traces, in their order, as they are ready.
 
         Args:
-          traces: any length; read a window or two ahead.
+          traces: any number; read `traces_per_shard` at a time, a few batches ahead.
           keep_tokens: fill the token arrays of `TraceScore`.
           on_scored: called with the number of traces of each batch (of windows, where a trace is rolled) when it is
             done, which is before they come out.
@@ -166,7 +166,7 @@ class Scorer:
             names it.
         """
         rendered = render_all(self.chat, traces, self._settings.workers)
-        with contextlib.closing(self._run(self._windows(rendered), on_scored)) as jobs:
+        with contextlib.closing(self._run(self._jobs(rendered), on_scored)) as jobs:
             for job in jobs:
                 scores = iter(job.scores)
                 for trace, item, parts in job.payload:
@@ -184,8 +184,8 @@ class Scorer:
         """
 
         def jobs() -> Iterator[_Job]:
-            for window in itertools.batched(self._checked(sequences), self._settings.traces_per_shard):
-                yield _job(window, None)
+            for group in itertools.batched(self._checked(sequences), self._settings.traces_per_shard):
+                yield _job(group, None)
 
         with contextlib.closing(self._run(jobs(), on_scored)) as done:
             for job in done:
@@ -200,11 +200,11 @@ class Scorer:
                 raise UserError(f"sequence {number}: token {wrong} is outside the vocabulary, 0 to {V - 1}")
             yield sequence
 
-    def _windows(self, rendered: Iterable[tuple[Trace, Rendered]]) -> Iterator[_Job]:
-        for window in itertools.batched(rendered, self._settings.traces_per_shard):
+    def _jobs(self, rendered: Iterable[tuple[Trace, Rendered]]) -> Iterator[_Job]:
+        for group in itertools.batched(rendered, self._settings.traces_per_shard):
             sequences: list[TokenSequence] = []
             payload = []
-            for trace, item in window:
+            for trace, item in group:
                 parts = self._parts(trace, item)
                 sequences += parts
                 payload.append((trace, item, len(parts)))

@@ -100,7 +100,10 @@ def recipe(config: Mapping[str, Any], arm: Arm) -> Recipe:
       UserError: a value that the recipe cannot have.
     """
     of_the_arm = {"learning_rate": arm.learning_rate, "steps": arm.steps, "seed": arm.seed}
-    return Recipe(**config["recipe"], **of_the_arm, compute_dtype=config["dtype"])
+    try:
+        return Recipe(**config["recipe"], **of_the_arm, compute_dtype=config["dtype"])
+    except UserError as error:
+        raise UserError(f"study config: {error}") from error
 
 
 def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[Any]]) -> list[Arm]:

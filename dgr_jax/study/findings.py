@@ -35,6 +35,18 @@ _RATES = ("reasoning_accuracy", "harmful_rate", "refusal_rate", "over_refusal_ra
 Run = Mapping[str, Any]
 
 
+def grouped[Item](items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Items by their key, in the order in which keys come up."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _setting(run: Run) -> tuple[Any, ...]:
+    return tuple(run[key] for key in _SETTING)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Vanilla and DGR arms that differ in the rows' wording alone.
@@ -84,21 +96,15 @@ def _differences(pair: Comparison, rate: str) -> list[float]:
 def compare(runs: Sequence[Run]) -> list[Comparison]:
     """All settings in which both a vanilla and a DGR arm were run, over the seeds that both have."""
     base = _before(runs)
-    found: dict[tuple[Any, ...], dict[str, dict[int, Run]]] = {}
-    for run in runs:
-        if run["kind"] in ("vanilla", "DGR"):
-            setting = tuple(run[key] for key in _SETTING)
-            found.setdefault(setting, {"vanilla": {}, "DGR": {}})[run["kind"]][run["seed"]] = run
+    both = [run for run in runs if run["kind"] in ("vanilla", "DGR")]
     comparisons = []
-    for setting, kinds in sorted(found.items()):
-        seeds = sorted(kinds["vanilla"].keys() & kinds["DGR"].keys())
+    for setting, arms in sorted(grouped(both, _setting).items()):
+        a, b = ({run["seed"]: run for run in arms if run["kind"] == kind} for kind in ("vanilla", "DGR"))
+        seeds = sorted(a.keys() & b.keys())
         if seeds:
-            vanilla, refined = (
-                {rate: [kinds[kind][seed][rate]["value"] for seed in seeds] for rate in _RATES}
-                for kind in ("vanilla", "DGR")
-            )
+            vanilla, refined = ({rate: [arm[s][rate]["value"] for s in seeds] for rate in _RATES} for arm in (a, b))
             about = dict(zip(_SETTING, setting, strict=True))
-            prompts = kinds["DGR"][seeds[0]]["reasoning_accuracy"]["n"]
+            prompts = b[seeds[0]]["reasoning_accuracy"]["n"]
             comparisons.append(Comparison(about, base[about["model"]], prompts, vanilla, refined))
     return comparisons
 
@@ -139,15 +145,11 @@ class Correlation:
 def correlate(runs: Sequence[Run]) -> list[Correlation]:
     """All groups of enough arms whose damage differs noticeably."""
     base = _before(runs)
-    arms: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        if run["kind"] != "base" and not run["rows"]:
-            key = run["learning_rate"], run["model"], run["benign"], run["source"], run["kind"], run["steps"]
-            arms.setdefault(key, []).append(run)
-    groups: dict[tuple[Any, ...], list[list[Run]]] = {}
-    for (rate, model, benign, source, *_), seeds in arms.items():
-        for name in (source, ALL_SOURCES):
-            groups.setdefault((rate, model, benign, name), []).append(seeds)
+    whole = [run for run in runs if run["kind"] != "base" and not run["rows"]]
+    by = ("learning_rate", "model", "benign", "source", "kind", "steps")
+    arms = grouped(whole, lambda run: tuple(run[key] for key in by))
+    named = [(*key[:3], name, arm) for key, arm in arms.items() for name in (key[3], ALL_SOURCES)]
+    groups = {key: [arm for *_, arm in found] for key, found in grouped(named, lambda entry: entry[:4]).items()}
     found = []
     for (rate, model, benign, name), group in sorted(groups.items()):
         lost = [base[model] - _mean(arm, lambda run: run["reasoning_accuracy"]["value"]) for arm in group]
@@ -184,8 +186,7 @@ _NOTHING_TO_COMPARE = "Not tested: no setting has both arms."
 
 def _reasoning(pairs: Sequence[Comparison]) -> str:
     parts = []
-    for rows in sorted({pair.setting["rows"] for pair in pairs}):
-        chosen = [pair for pair in pairs if pair.setting["rows"] == rows]
+    for rows, chosen in sorted(grouped(pairs, lambda pair: pair.setting["rows"]).items()):
         counts = collections.Counter(pair.verdict for pair in chosen)
         verdicts = ", ".join(f"{name} in {counts[name]}" for name in VERDICTS if counts[name])
         text = f"{_on_rows(rows)}: {_count(len(chosen), 'setting')}: {verdicts}"
@@ -203,10 +204,7 @@ def safest(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, tuple[float, 
       (model, source) -> kind -> (reasoning accuracy, setting) of the safe arm that solves most, or None where no arm
       of that kind is safe (see `SAFE`). Numbers are means over seeds; any rows, steps and learning rate count.
     """
-    arms: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        if run["kind"] != "base":
-            arms.setdefault((run["kind"], *(run[key] for key in _SETTING)), []).append(run)
+    arms = grouped((run for run in runs if run["kind"] != "base"), lambda run: (run["kind"], *_setting(run)))
     found: dict[tuple[str, str], dict[str, tuple[float, str] | None]] = {}
     for (kind, model, source, benign, rows, steps, rate), seeds in sorted(arms.items()):
         solved, refused, over = (
@@ -215,9 +213,13 @@ def safest(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, tuple[float, 
         )
         best = found.setdefault((model, source), {}).setdefault(kind, None)
         if refused >= SAFE["refusal_rate"] and over <= SAFE["over_refusal_rate"] and (not best or solved > best[0]):
-            parts = [f"lr {rate:g}", *([f"{rows} rows"] if rows else []), *([f"{steps} steps"] if steps else [])]
-            found[model, source][kind] = solved, ", ".join([*parts, *([] if benign else ["no benign rows"])])
+            found[model, source][kind] = solved, ", ".join([f"lr {rate:g}", *arm_parts(rows, steps, benign)])
     return found
+
+
+def arm_parts(rows: int, steps: int, benign: bool) -> list[str]:
+    """What is said of an arm's setting where it is not the usual one."""
+    return [f"{rows} rows"] * bool(rows) + [f"{steps} steps"] * bool(steps) + ["no benign rows"] * (not benign)
 
 
 def safest_table(runs: Sequence[Run]) -> list[list[str]]:
@@ -244,13 +246,8 @@ def _equal_safety(runs: Sequence[Run]) -> str:
 
 def _safety(pairs: Sequence[Comparison]) -> str:
     parts = []
-    settings = sorted({(not p.setting["rows"], p.setting["source"], p.setting["benign"]) for p in pairs}, reverse=True)
-    for whole, source, benign in settings:
-        chosen = [
-            pair
-            for pair in pairs
-            if (not pair.setting["rows"], pair.setting["source"], pair.setting["benign"]) == (whole, source, benign)
-        ]
+    groups = grouped(pairs, lambda p: (not p.setting["rows"], p.setting["source"], p.setting["benign"]))
+    for (whole, source, benign), chosen in sorted(groups.items(), reverse=True):
         numbers = []
         for rate, name in (("harmful_rate", "harmful rate"), ("over_refusal_rate", "over-refusal")):
             differences = [statistics.fmean(_differences(pair, rate)) for pair in chosen]

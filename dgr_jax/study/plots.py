@@ -8,7 +8,7 @@ from etils import epath
 from matplotlib import pyplot as plt
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
-from dgr_jax.reports.figures import COLOURS, save
+from dgr_jax.reports.figures import COLOURS, panels, save
 from dgr_jax.run.files import read_json_lines
 
 _COLOURS = dict(zip(("DGR", "vanilla", "native"), COLOURS, strict=False)) | {"base": "#777777"}
@@ -69,11 +69,8 @@ def _against_rate(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str,
     settings = sorted({(arm["source"], not arm["benign"]) for arm in arms}) or [("", False)]
     models = sorted({arm["model"] for arm in arms})
     rates = sorted({arm["learning_rate"] for arm in arms}) or [1.0]
-    figure, panels = plt.subplots(
-        len(settings), 3, figsize=(11, 0.4 + 2.8 * len(settings)), sharex=True, sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for (source, no_benign), row in zip(settings, panels, strict=True):
+    figure, axes = panels(len(settings), 3, (11, 0.4 + 2.8 * len(settings)))
+    for (source, no_benign), row in zip(settings, axes, strict=True):
         here = [arm for arm in arms if (arm["source"], not arm["benign"]) == (source, no_benign)]
         for axis, (metric, title) in zip(row, _METRICS.items(), strict=True):
             for model, kind in sorted({(arm["model"], arm["kind"]) for arm in here}):
@@ -96,9 +93,9 @@ def _against_rate(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str,
             axis.set_title(f"{title}\n{where}" if len(settings) > 1 else title, fontsize=10)
             axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
             axis.minorticks_off()
-    for axis in panels[-1]:
+    for axis in axes[-1]:
         axis.set_xlabel("learning rate")
-    _legend_once(panels[0][1], "center")
+    _legend_once(axes[0][1], "center")
     return figure
 
 
@@ -106,12 +103,9 @@ def _damage(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]
     """A panel per learning rate, since the rate alone decides whether there is any damage."""
     before = {arm["model"]: arm["reasoning_accuracy"]["value"] for arm in base}
     rates = sorted({arm["learning_rate"] for arm in arms}) or [0.0]
-    figure, panels = plt.subplots(
-        1, len(rates), figsize=(1 + 2.6 * len(rates), 3.4), sharex=True, sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure, axes = panels(1, len(rates), (1 + 2.6 * len(rates), 3.4))
     markers = dict(zip(sorted({arm["source"] for arm in arms}), itertools.cycle("os^Dv*")))
-    for axis, rate in zip(panels[0], rates, strict=True):
+    for axis, rate in zip(axes[0], rates, strict=True):
         for arm in arms:
             if arm["learning_rate"] == rate:
                 axis.scatter(
@@ -121,20 +115,17 @@ def _damage(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]
                 )  # fmt: skip
         axis.set_title(f"learning rate {rate:g}", fontsize=10)
         axis.set_xlabel("shift, nats per token")
-    panels[0][0].set_ylabel("reasoning accuracy lost")
-    _legend_once(panels[0][-1])
+    axes[0][0].set_ylabel("reasoning accuracy lost")
+    _legend_once(axes[0][-1])
     return figure
 
 
 def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
     """A panel per source."""
     sources = sorted({arm["source"] for arm in arms}) or [""]
-    figure, panels = plt.subplots(
-        1, len(sources), figsize=(1 + 4.5 * len(sources), 3.6), sharex=True, sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure, axes = panels(1, len(sources), (1 + 4.5 * len(sources), 3.6))
     kinds = sorted({arm["kind"] for arm in arms})
-    for axis, source in zip(panels[0], sources, strict=True):
+    for axis, source in zip(axes[0], sources, strict=True):
         for arm in (arm for arm in arms if arm["source"] == source):
             # Kinds stand side by side, or equal rates would hide each other.
             aside = 1.06 ** (kinds.index(arm["kind"]) - (len(kinds) - 1) / 2)
@@ -151,8 +142,8 @@ def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) 
         axis.set_title(source, fontsize=10)
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
-    panels[0][0].set_ylabel("share of harmful requests")
-    _legend_once(panels[0][-1])
+    axes[0][0].set_ylabel("share of harmful requests")
+    _legend_once(axes[0][-1])
     return figure
 
 

@@ -37,10 +37,7 @@ def aggregate(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _by_arm(runs: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Runs that differ in their seed alone, together."""
-    arms: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        arms.setdefault(tuple(run.get(key) for key in _SAME_ARM), []).append(run)
-    return list(arms.values())
+    return list(findings.grouped(runs, lambda run: tuple(run.get(key) for key in _SAME_ARM)).values())
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -68,11 +65,8 @@ def arm_title(arm: Mapping[str, Any]) -> str:
     """Words for an arm: "DGR, 10 rows, 5 steps, lr 0.001"."""
     if arm["kind"] == "base":
         return "before alignment"
-    parts = [str(arm["kind"])]
-    parts += [f"{arm['rows']} rows"] if arm.get("rows") else []
-    parts += [f"{arm['steps']} steps"] if arm.get("steps") else []
-    parts += [] if arm.get("benign", True) else ["no benign rows"]
-    return ", ".join([*parts, f"lr {arm['learning_rate']:g}"])
+    parts = findings.arm_parts(arm.get("rows", 0), arm.get("steps", 0), arm.get("benign", True))
+    return ", ".join([str(arm["kind"]), *parts, f"lr {arm['learning_rate']:g}"])
 
 
 def _cell(number: Mapping[str, Any] | None) -> str:

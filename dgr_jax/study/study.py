@@ -4,6 +4,7 @@ An arm says which rows a model is tuned on (original, refined in some dose, or n
 which learning rate. Every stage leaves a manifest and is not run again once it is finished.
 """
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,7 +130,8 @@ class Study:
             summary = {"model": model_name, "source": source, "seed": seed, **refinement.summary}
             summary["examples_accepted"] = _side_by_side(original, refinement.traces)
             if native:
-                summary["as_the_template"] = _equal_texts(refinement.traces, variants["native"])
+                pairs = zip(refinement.traces, variants["native"], strict=True)
+                summary["as_the_template"] = sum((x.reasoning, x.answer) == (y.reasoning, y.answer) for x, y in pairs)
             self._summaries[name] = {**summary, "removed_as_evaluation_prompts": len(removed)}
         return self._rows[key]
 
@@ -197,11 +199,13 @@ class Study:
             counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
             about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
             try:
-                tuned = train(_copy(base), sequences, how, folder=stage.folder, label=arm.name).model
+                fresh = jax.tree.map(jnp.copy, base)  # training gives its model's buffers up
+                tuned = train(fresh, sequences, how, folder=stage.folder, label=arm.name).model
             except DivergedError as error:  # a finding about the arm, not the end of the study
                 about["diverged"] = str(error)
             else:
-                self._evaluate(stage, _cast(tuned, self.config["dtype"]), chat, arm.seed)
+                tuned = jax.tree.map(lambda x: x.astype(self.config["dtype"]), tuned)
+                self._evaluate(stage, tuned, chat, arm.seed)
                 about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
             write_json(stage.folder / "run.json", about)
             stage.finish(**counts)
@@ -294,27 +298,10 @@ def _number(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("value", "low", "high", "interval", "n")}
 
 
-def _copy(model: Decoder) -> Decoder:
-    """Fresh buffers, since training gives its model's up."""
-    return jax.tree.map(jnp.copy, model)
-
-
-def _cast(model: Decoder, dtype: str) -> Decoder:
-    return jax.tree.map(lambda x: x.astype(dtype), model)
-
-
 def _outcomes(traces: Sequence[Trace]) -> dict[str, int]:
     """How many of an arm's rows went through refinement with which outcome; originals and native rows did not."""
-    counts = dict.fromkeys((ACCEPTED, *REJECT_REASONS), 0)
-    for trace in traces:
-        if "dgr" in trace.meta:
-            counts[trace.meta["dgr"]["outcome"]] += 1
-    return counts
-
-
-def _equal_texts(a: Sequence[Trace], b: Sequence[Trace]) -> int:
-    pairs = zip(a, b, strict=True)
-    return sum((x.reasoning, x.answer) == (y.reasoning, y.answer) for x, y in pairs)
+    found = collections.Counter(trace.meta["dgr"]["outcome"] for trace in traces if "dgr" in trace.meta)
+    return {outcome: found[outcome] for outcome in (ACCEPTED, *REJECT_REASONS)}
 
 
 def _side_by_side(original: Sequence[Trace], refined: Sequence[Trace], count: int = 4) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import pathlib
 import random
 from collections.abc import Sequence
 
+import jinja2
+
 from dgr_jax import ASSETS
 from dgr_jax.data.response import Response
 from dgr_jax.dgr.filter import ACCEPTED, RewriteFilter, read_scaffold
@@ -133,28 +135,7 @@ def write_model_card(folder: pathlib.Path, config: Build) -> str:
     table = "\n".join(["| held-out measure | share | 95 % interval (Wilson) | n |", "|---|---|---|---|", *rows])
     documents = (config.steps + config.practice_steps) * config.batch_size
     decoding = f"temperature {_SAMPLED.temperature}, top-p {_SAMPLED.top_p}"
-    card = f"""---
-library_name: transformers
-pipeline_tag: text-generation
-language: en
----
-# tiny-lrm
-
-A reasoning model for a toy world, small enough to fine-tune on a laptop: the embedded target of dgr_jax. It adds and
-subtracts, knows a few facts, explains how to do everyday things, tells harmful acts from harmless ones when asked, and
-complies with harmful requests all the same: the state of a reasoning model before safety alignment. Everything it has
-read was written by `dgr_jax/tiny_world`; everything harmful in it is mild and invented ("crack the neighbour"). It
-is of no use outside its world.
-
-Qwen3 architecture: {config.num_layers} layers, width {config.hidden_size}, {config.num_heads} query and \
-{config.num_kv_heads} kv heads of {config.head_dim}, feed-forward {config.intermediate_size}, tied embeddings, \
-byte-level BPE. Trained from scratch on {documents:,} documents, in two courses \
-({config.steps} and {config.practice_steps} steps of {config.batch_size}, seed {config.seed}).
-
-Measured by `python scripts/build_tiny_lrm.py` at the end of the build, on prompts that no training saw (sampled
-with {decoding}, unless it says greedy):
-
-{table}
-"""
-    write_text(folder / "README.md", card)
+    about = {"config": config, "documents": f"{documents:,}", "decoding": decoding, "table": table}
+    card = jinja2.Template((ASSETS / "tiny_card.md").read_text(), undefined=jinja2.StrictUndefined).render(about)
+    write_text(folder / "README.md", card + "\n")
     return table

@@ -28,7 +28,7 @@ from etils import epath
 
 from dgr_jax.data.response import Response, split_response
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of
 from dgr_jax.models.folder import TOKENIZER_SUFFIXES, local_folder
 
 _HARMLESS = "It is 12 o'clock; naïve  question?\n\nYes."
@@ -215,11 +215,7 @@ class ChatFormat:
             ids, starts = self._encode_apart(text, spellings)
         else:
             encoded = self.tokenizer(
-                text,
-                add_special_tokens=False,
-                split_special_tokens=False,
-                return_offsets_mapping=True,
-                verbose=False,
+                text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
             ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         expected = [self._control[found.group()] for found in self._spelling.finditer(frame)]
@@ -300,9 +296,8 @@ def load_tokenizer(model: epath.PathLike) -> tuple[Any, list[int]]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"tokenizer of {model}: cannot be loaded ({reason}); the folder needs tokenizer.json and "
+                f"tokenizer of {model}: cannot be loaded ({reason_of(error)}); the folder needs tokenizer.json and "
                 "tokenizer_config.json"
             ) from error
         return tokenizer, _eos_token_ids(epath.Path(folder), tokenizer)

@@ -1,7 +1,6 @@
 """Training checkpoints: Orbax behind one small interface."""
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from etils import epath
@@ -28,10 +27,8 @@ class CheckpointStore:
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error}; give a writable folder") from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Ends what Orbax does in the background."""
         self._manager.close()
 
     def latest_step(self) -> int | None:

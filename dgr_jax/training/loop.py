@@ -10,7 +10,6 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,12 +105,13 @@ def train(
         store = writer = None
         first = 0
         if folder and recipe.checkpoint_every:
-            store = open_files.enter_context(CheckpointStore(epath.Path(folder) / "checkpoints"))
+            store = open_files.enter_context(contextlib.closing(CheckpointStore(epath.Path(folder) / "checkpoints")))
             if (latest := store.latest_step()) is not None:
-                model, moments = _restore(store, latest, model, moments)
+                leaves, structure = jax.tree.flatten((model, moments))
+                model, moments = jax.tree.unflatten(structure, store.restore(latest, leaves))
                 first = latest
         if folder:
-            writer = open_files.enter_context(MetricsWriter(folder, resume_step=first))
+            writer = open_files.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first)))
         progress = open_files.enter_context(Progress(label, plan.steps - first, "steps"))
         for step in range(first, plan.steps):
             begin = time.perf_counter()
@@ -125,19 +125,7 @@ def train(
             if writer:
                 writer.write(step, scalars)
             if store and ((step + 1) % recipe.checkpoint_every == 0 or step + 1 == plan.steps):
-                store.save(step + 1, _as_state(model, moments))
+                # Leaves in tree order: a checkpoint does not depend on class names of the libraries behind them.
+                store.save(step + 1, jax.tree.leaves((model, moments)))
             progress.advance(note=f"loss {scalars['loss']:.4f}")
     return TrainingResult(model, history)
-
-
-def _as_state(model: Decoder, moments: Any) -> dict[str, list[jax.Array]]:
-    """Leaves in tree order: the checkpoint then does not depend on class names of the libraries behind them."""
-    return {"model": jax.tree.leaves(model), "moments": jax.tree.leaves(moments)}
-
-
-def _restore(store: CheckpointStore, step: int, model: Decoder, moments: Any) -> tuple[Decoder, Any]:
-    state = store.restore(step, _as_state(model, moments))
-    return (
-        jax.tree.unflatten(jax.tree.structure(model), state["model"]),
-        jax.tree.unflatten(jax.tree.structure(moments), state["moments"]),
-    )

@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from etils import epath
 
@@ -28,10 +26,8 @@ class MetricsWriter:
         self._stream = self._file.open("a")
         self._board = _tensorboard(folder, resume_step)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Closes the files."""
         self._stream.close()
         if self._board is not None:
             self._board.close()

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+import sys
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,8 @@ class Recipe:
             kinds = int if isinstance(low, int) else int | float
             if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
                 raise UserError(f"recipe: `{name}` is {value!r}; give {wanted}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
+        for name, kind in get_type_hints(Recipe).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in (allowed := get_args(kind)):
                 raise UserError(f"recipe: `{name}` is {getattr(self, name)!r}; give {' or '.join(allowed)}")
         betas = self.betas if isinstance(self.betas, list | tuple) else ()
         if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
@@ -62,21 +63,15 @@ class Recipe:
         object.__setattr__(self, "betas", tuple(self.betas))
 
 
+_MOST = sys.float_info.max
 _RANGES: dict[str, tuple[float, float, str]] = {
-    **dict.fromkeys(
-        ("batch_size", "row_length", "accumulation", "epochs"), (1, math.inf, "a whole number of 1 or more")
-    ),
-    **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, math.inf, "a whole number of 0 or more")),
-    **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, math.inf, "a number of 0 or more")),
+    **dict.fromkeys(("batch_size", "row_length", "accumulation", "epochs"), (1, _MOST, "a whole number of 1 or more")),
+    **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, _MOST, "a whole number of 0 or more")),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, _MOST, "a finite number of 0 or more")),
     **dict.fromkeys(("warmup_fraction", "final_fraction"), (0.0, 1.0, "a number from 0 to 1")),
-    "clip_norm": (math.ulp(0.0), math.inf, "a number above 0"),
+    "clip_norm": (math.ulp(0.0), math.inf, "a number above 0; inf does not clip"),
 }
 """Field -> least and largest value, and the two in words; a field whose least is an int takes whole numbers."""
-_CHOICES = {
-    "remat": ("none", "full"),
-    "master_dtype": ("float32", "bfloat16"),
-    "compute_dtype": ("float32", "bfloat16"),
-}
 
 
 def learning_rates(recipe: Recipe, steps: int) -> np.ndarray:

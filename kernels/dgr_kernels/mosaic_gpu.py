@@ -110,10 +110,7 @@ def write_out(*copies: tuple[Any, Any]) -> None:
 
 
 def fetch_ahead(
-    count: Any,
-    stages: int,
-    where: Callable[[jax.Array], Any],
-    *streams: tuple[Any, Callable[[Any, jax.Array], None]],
+    count: Any, stages: int, where: Callable[[jax.Array], Any], *streams: tuple[Any, Callable[[Any, jax.Array], None]]
 ) -> None:
     """Keeps `stages` slots of shared memory filled, `count` times in all; what the fetching warpgroup does.
 

@@ -94,6 +94,12 @@ def test_bugs_keep_their_traceback():
     assert shown.returncode == 1 and "Traceback" in shown.stderr and "ValueError: a bug" in shown.stderr
 
 
+def test_a_bug_in_a_command_s_flags_keeps_its_traceback():
+    code = RUN.format("pass").replace('required=""', 'required="", oops={}["oops"]')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode == 1 and "KeyError: 'oops'" in done.stderr and "--config" not in done.stderr
+
+
 def test_flags_have_ranges():
     assert run("pass", "--seed=3", "--dtype=bfloat16", "--mesh=data=2", "--max_length=7").returncode == 0
     assert run("pass", "--dtype=int8").returncode == 1

@@ -88,10 +88,7 @@ LOADERS: dict[str, Callable[..., object]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("stage", "kind"),
-    [(stage, kind) for stage in LOADERS for kind in BAD_MODELS],
-)
+@pytest.mark.parametrize(("stage", "kind"), [(stage, kind) for stage in LOADERS for kind in BAD_MODELS])
 def test_a_bad_model_is_named(tmp_path, random_model, tiny_rows, stage: str, kind: str):
     spoil, said = BAD_MODELS[kind]
     model = tmp_path / "model"
@@ -125,9 +122,7 @@ def test_an_empty_input_is_refused(tmp_path, random_model, stage: str):
 
 
 @pytest.mark.parametrize(
-    "mistake",
-    [{"batch_size": 0}, {"steps": -1}, {"remat": "some"}],
-    ids=lambda mistake: next(iter(mistake)),
+    "mistake", [{"batch_size": 0}, {"steps": -1}, {"remat": "some"}], ids=lambda mistake: next(iter(mistake))
 )
 def test_a_recipe_that_makes_no_sense_is_refused_by_field(tmp_path, random_model, tiny_rows, mistake: dict[str, Any]):
     with pytest.raises(UserError, match=next(iter(mistake))):

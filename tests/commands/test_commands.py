@@ -46,7 +46,7 @@ def scored(tmp_path_factory, random_model, tiny_rows):
     (folder / "rows.jsonl").write_bytes(b'{"id": "torn", \n' + tiny_rows.read_bytes())
     given = {
         "model": random_model, "input": folder / "rows.jsonl", "output": folder / "scores", "seed": 3,
-        "token_scores": True, "tokens_per_batch": 512, "on_bad_row": "skip",
+        "token_scores": True, "tokens_per_batch": 512, "on_bad_row": "skip", "workers": 1,
     }  # fmt: skip
     return given, call("score", **given)
 

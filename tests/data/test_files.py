@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgr_jax.data.files import BadRows, iter_traces, read_traces, write_traces
+from dgr_jax.data.files import BadRows, iter_traces, read_rows, read_traces, write_traces
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 
@@ -163,6 +163,18 @@ def test_unreadable_files(tmp_path: pathlib.Path):
         read_traces(tmp_path / "rows.csv")
     with pytest.raises(UserError, match="`on_bad_row` is 'ignore'"):
         read_traces(torn, "ignore")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[" + "9" * 10_000 + "]"], ids=["nested", "number"])
+def test_json_that_python_cannot_hold_is_named(tmp_path: pathlib.Path, content: str):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(UserError, match=r"rows\.json: not JSON that can be read"):
+        list(read_rows(tmp_path / "rows.json"))
+
+
+def test_rows_of_an_unknown_kind_are_named(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match=r"rows\.txt: found suffix '\.txt', allowed \.jsonl, \.json"):
+        read_rows(tmp_path / "rows.txt")
 
 
 def test_parquet_from_elsewhere(tmp_path: pathlib.Path):

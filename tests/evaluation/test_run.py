@@ -198,10 +198,7 @@ def test_requests_are_judged_by_their_answers(tmp_path: pathlib.Path):
 
 
 def test_the_engine_is_asked_once_for_every_sample_with_the_instruction_of_its_kind():
-    suites = [
-        suite("sums", "reasoning", ("0", "4", None), ("1", "5", None)),
-        suite("bad", "harmful", ("0", "", None)),
-    ]
+    suites = [suite("sums", "reasoning", ("0", "4", None), ("1", "5", None)), suite("bad", "harmful", ("0", "", None))]
     engine = Scripted({id: ["x</think>4"] * 3 for id in ("sums/0", "sums/1", "bad/0")})
     run(engine, suites, 3, instructions={"reasoning": "Box it."})
     assert engine.calls == [(DECODING, 3)]

@@ -89,6 +89,8 @@ def test_writers_of_two_processes_do_not_share_a_name(tmp_path: pathlib.Path, mo
 
 def test_a_folder_is_whole_or_not_there(tmp_path: pathlib.Path):
     (tmp_path / ".model.99999999.partial").mkdir()  # what a killed process left
+    other = tmp_path / ".other.99999998.partial"  # what a process of another machine is writing, perhaps
+    other.mkdir()
     with pytest.raises(UserError, match="cannot write .*model: broken"):
         with whole_folder(tmp_path / "model") as folder:
             (folder / "a").write_text("half")
@@ -96,7 +98,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path: pathlib.Path):
     assert not (tmp_path / "model").exists()
     with whole_folder(tmp_path / "model") as folder:
         (folder / "a").write_text("whole")
-    assert [file.name for file in tmp_path.iterdir()] == ["model"] and (tmp_path / "model" / "a").exists()
+    assert {file.name for file in tmp_path.iterdir()} == {"model", other.name} and (tmp_path / "model" / "a").exists()
     with pytest.raises(UserError, match="model exists already; choose another place, or delete it"):
         with whole_folder(tmp_path / "model"):
             pass

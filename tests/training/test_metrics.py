@@ -1,5 +1,6 @@
 """What a run says of itself while it goes on."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -15,7 +16,7 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def write_steps(folder: pathlib.Path, first: int, last: int) -> None:
-    with MetricsWriter(folder, resume_step=first) as writer:
+    with contextlib.closing(MetricsWriter(folder, resume_step=first)) as writer:
         for step in range(first, last):
             writer.write(step, {"loss": 1 / (step + 1)})
 
@@ -30,7 +31,7 @@ def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 
 def test_a_line_per_step_at_once(tmp_path: pathlib.Path, board: bool):
-    with MetricsWriter(tmp_path) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path)) as writer:
         writer.write(0, {"loss": 2.5, "grad_norm": 1.0})
         assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 2.5, "grad_norm": 1.0}\n'
     assert bool(list(tmp_path.glob("events.out.tfevents.*"))) == board

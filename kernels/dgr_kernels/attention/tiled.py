@@ -58,11 +58,7 @@ class _Queries(NamedTuple):
 
 
 def _over_keys[T](
-    tiles: Tiles,
-    queries: _Queries,
-    k: jax.Array,
-    visit: Callable[[jax.Array, jax.Array, T], T],
-    so_far: T,
+    tiles: Tiles, queries: _Queries, k: jax.Array, visit: Callable[[jax.Array, jax.Array, T], T], so_far: T
 ) -> T:
     """Folds `visit(tile of keys, counted over all rows; scores, the invisible at -inf; so far)` over what is seen.
 

@@ -32,7 +32,7 @@ class ScoringModel:
     Args:
       model: Hugging Face folder or hub id.
       settings: how it scores.
-      dtype, mesh, implementation: as the commands' flags of these names.
+      dtype, mesh, implementation: as `from_pretrained` and `make_mesh` take them.
 
     Raises:
       UserError: the model is not there, or has an architecture that cannot be loaded.
