@@ -7,6 +7,7 @@ see docs/method.md). Nothing is lost and everything is counted: accepted + rejec
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -110,9 +111,11 @@ def refine(
         raise UserError("there is nothing to refine: no traces")
     if settings.pick == "likeliest" and scorer is None:
         raise UserError("`pick` likeliest needs the target's weights to score with; use the builtin engine")
+    do = functools.partial(
+        _refine_some, engine=engine, chat=chat, rewrite_filter=rewrite_filter, settings=settings, scorer=scorer
+    )
     if folder is None:
-        records = _refine_some(traces, engine, chat, rewrite_filter, settings, scorer)
-        return _finish(traces, records, settings)
+        return _finish(traces, do(traces), settings)
     stage = Stage.open(
         folder,
         "refine",
@@ -131,8 +134,7 @@ def refine(
         return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
     with Progress("refine", len(traces)) as progress:
         for numbers in shards.missing():
-            part = [traces[i] for i in numbers]
-            shards.write(numbers, _refine_some(part, engine, chat, rewrite_filter, settings, scorer))
+            shards.write(numbers, do([traces[i] for i in numbers]))
             progress.advance(len(numbers))
     records = list(shards.read())
     result = _finish(traces, records, settings)

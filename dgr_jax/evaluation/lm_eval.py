@@ -222,14 +222,13 @@ class DgrJax(TemplateLM):
             max_new_tokens=most,
         )
         seen = collections.Counter[str]()
-        prompts = []
-        for number, context in enumerate(contexts):
+        prompts: list[Prompt] = []
+        for context in contexts:
             # A row is named by its context, so that its random stream does not depend on the other rows.
             digest = hashlib.sha256(context.encode()).hexdigest()
             ids = self.tok_encode(context)[-(self.max_length - most) :]
-            prompts.append((Prompt(f"{digest}/{seen[digest]}", ids), number))
+            prompts.append(Prompt(f"{digest}/{seen[digest]}", ids))
             seen[digest] += 1
-        numbers = {prompt.id: number for prompt, number in prompts}
 
         def text_of(ids: Sequence[int]) -> str:
             return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -242,13 +241,13 @@ class DgrJax(TemplateLM):
                     return False
             return any(term in text for term in until if term)
 
-        texts = [""] * len(contexts)
-        rows = [prompt for prompt, _ in prompts]
-        for generated in self.sampler.continue_tokens(rows, decoding, seed=self._seed, stop=is_done):
-            texts[numbers[generated.prompt.id]] = postprocess_generated_text(
+        texts = {
+            generated.prompt.id: postprocess_generated_text(
                 text_of(generated.token_ids), stop=until, think_end_token=self._think_end_token
             )
-        return texts
+            for generated in self.sampler.continue_tokens(prompts, decoding, seed=self._seed, stop=is_done)
+        }
+        return [texts[prompt.id] for prompt in prompts]
 
 
 def _total(score: SequenceScores) -> float:

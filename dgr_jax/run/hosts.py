@@ -118,10 +118,8 @@ def together[T](work: Callable[[], T]) -> T:
     except UserError as raised:
         error = str(raised)
     said = _gather(error)
-    failed = [index for index, text in enumerate(said) if text]
-    if failed:
-        where = "" if len(failed) == len(said) else f"host {failed[0]}: "
-        raise UserError(where + said[failed[0]])
+    if failed := [index for index, text in enumerate(said) if text]:
+        raise UserError(("" if all(said) else f"host {failed[0]}: ") + said[failed[0]])
     return value  # pyright: ignore[reportReturnType]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 from dgr_jax.data.trace import Trace
-from dgr_jax.tokens.chat import ChatFormat, Rendered
+from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.pieces import Piece, pieces, printable
 
 _RESET = "\033[0m"
@@ -39,15 +39,15 @@ def legend(colour: bool) -> str:
 def show(trace: Trace, chat: ChatFormat, colour: bool) -> str:
     """One trace as text for people."""
     rendered = chat.render(trace)
-    counts = [stop - start for start, stop in _spans(rendered)]
+    places: list[tuple[int, int]] = [getattr(rendered, span.name) for span in SPANS]
+    counts = [stop - start for start, stop in places]
     in_loss = sum(count for count, span in zip(counts, SPANS, strict=True) if span.in_loss)
     sizes = ", ".join(f"{span.name} {count}" for span, count in zip(SPANS, counts, strict=True))
-    label = trace.label or "no label"
     lines = [
-        f"trace {printable(trace.id)}  source {printable(trace.source)}  {label}",
+        f"trace {printable(trace.id)}  source {printable(trace.source)}  {trace.label or 'no label'}",
         f"tokens: {sum(counts)} ({sizes}); in the loss: {in_loss}",
     ]
-    for span, (start, stop) in zip(SPANS, _spans(rendered), strict=True):
+    for span, (start, stop) in zip(SPANS, places, strict=True):
         shown = [_shown(piece) for piece in pieces(rendered.token_ids[start:stop].tolist(), chat)]
         if colour:
             shaded = zip(shown, itertools.cycle(span.shades))
@@ -60,7 +60,3 @@ def show(trace: Trace, chat: ChatFormat, colour: bool) -> str:
 
 def _shown(piece: Piece) -> str:
     return printable(piece.text) + (f"({piece.tokens} tokens)" if piece.tokens > 1 else "")
-
-
-def _spans(rendered: Rendered) -> list[tuple[int, int]]:
-    return [getattr(rendered, span.name) for span in SPANS]
