@@ -1,10 +1,12 @@
 """Distribution-Grounded Refinement (arXiv 2602.02136) of safety data for large reasoning models, in JAX.
 
-The public names are imported when they are first used, so that `import dgr_jax` costs nothing.
+The public names are imported when they are first used, so that `import dgr_jax` costs nothing. Rooms offer those that
+live in them: `dgr_jax.scoring.Scorer` is `dgr_jax.Scorer`.
 """
 
 import importlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -22,24 +24,36 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "generation.engine": ("Completion", "Decoding", "Request"),
     "generation.openai": ("OpenAIEngine",),
     "generation.sampler": ("Sampler",),
-    "models.decoder": ("Decoder",),
+    "models.config": ("Llama3Scaling", "ModelConfig"),
+    "models.decoder": ("Decoder", "KVCache", "init_model"),
     "models.sharding": ("make_mesh",),
     "models.weights": ("from_pretrained", "save_pretrained"),
-    "scoring.scorer": ("Scorer",),
+    "scoring.scorer": ("Scorer", "SequenceScores"),
+    "scoring.settings": ("ScoreSettings",),
     "scoring.trace_score": ("TraceScore",),
-    "tokens.chat": ("ChatFormat",),
+    "study.study": ("Study",),
+    "tokens.chat": ("ChatFormat", "Rendered"),
+    "tokens.packing": ("TokenSequence",),
     "training.batches": ("training_sequences",),
     "training.loop": ("train",),
     "training.recipe": ("Recipe",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'dgr_jax' has no attribute {name!r}; its names are {', '.join(__dir__())}")
-    return getattr(importlib.import_module(f"dgr_jax.{_HOME_OF[name]}"), name)
+def offer(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of this package, or of a room: the public names that live in it."""
+    within = package.partition(".")[2]
+    homes = {name: home for home, names in _HOMES.items() if home.startswith(within) for name in names}
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; its names are {', '.join(known())}")
+        return getattr(importlib.import_module(f"dgr_jax.{homes[name]}"), name)
+
+    def known() -> list[str]:
+        return sorted(homes)
+
+    return get, known
 
 
-def __dir__() -> list[str]:
-    return sorted(_HOME_OF)
+__getattr__, __dir__ = offer(__name__)

@@ -104,3 +104,11 @@ def test_public_names_are_there_and_cost_nothing():
     assert shown[:2] == ["True", "True"]
     assert {"Trace", "read_traces", "write_traces", "Scorer", "Sampler", "refine", "train", "evaluate"} <= set(shown)
     assert {"from_pretrained", "save_pretrained", "ChatFormat"} <= set(shown)
+
+
+def test_rooms_offer_the_public_names_that_live_in_them():
+    from dgr_jax import Scorer, models, scoring, training
+
+    assert scoring.Scorer is Scorer and dir(training) == ["Recipe", "train", "training_sequences"]
+    with pytest.raises(AttributeError, match="module 'dgr_jax.models' has no attribute 'Scorer'; its names are Decod"):
+        _ = models.Scorer

@@ -1,1 +1,5 @@
 """One decoder for Qwen2, Qwen3 and Llama 3, with its weights in and out of Hugging Face folders."""
+
+from dgr_jax import offer
+
+__getattr__, __dir__ = offer(__name__)

@@ -104,10 +104,10 @@ def test_passing_failures_are_tried_again():
         ((307, "http://127.0.0.1:9/v1"), "answers 307", 1),
     ],
 )
-def test_failures_name_the_row(answer, message, calls, monkeypatch):
+def test_failures_name_the_request(answer, message, calls, monkeypatch):
     monkeypatch.setenv(API_KEY_VARIABLE, "secret")
     with serving(lambda *_: answer) as (url, received):
-        with pytest.raises(UserError, match=f"row 'a': .*{message}") as caught:
+        with pytest.raises(UserError, match=f"request 'a': .*{message}") as caught:
             complete(url, Request("a", "q"), retries=2)
         assert len(received) == calls and "secret" not in str(caught.value)
 
@@ -115,7 +115,7 @@ def test_failures_name_the_row(answer, message, calls, monkeypatch):
 def test_nobody_there():
     with serving(lambda *_: said({"content": "ok"})) as (url, _):
         pass
-    with pytest.raises(UserError, match="row 'a': .*cannot be reached .*2 times"):
+    with pytest.raises(UserError, match="request 'a': .*cannot be reached .*2 times"):
         complete(url, Request("a", "q"), retries=1)
 
 
