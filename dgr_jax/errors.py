@@ -1,5 +1,8 @@
 """The one exception that means "the input is wrong, not the program"."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Something the user can mend: a file, a setting, a model folder.
@@ -10,6 +13,22 @@ class UserError(ValueError):
     """
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What a library's error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def foreign(found: str, advice: str) -> Iterator[None]:
+    """Whatever a library raises over somebody else's file becomes a `UserError`: "`found` (reason); `advice`".
+
+    Parsers of foreign formats fail in any way there is, those written in Rust with a panic that is no `Exception`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{found} ({reason_of(error)}); {advice}") from error

@@ -28,8 +28,8 @@ from dgr_jax.models.sharding import mesh_or_none
 from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.progress import Progress
 from dgr_jax.scoring.scorer import Scorer, SequenceScores
-from dgr_jax.tokens.chat import check_vocabulary, load_tokenizer
 from dgr_jax.tokens.packing import TokenSequence
+from dgr_jax.tokens.tokenizer import check_vocabulary, load_tokenizer
 
 _MAX_GEN_TOKS = 256
 _ROWS = 64

@@ -15,7 +15,7 @@ from dgr_jax.run.shards import Shards
 from dgr_jax.run.stage import Stage
 from dgr_jax.statistics import Interval
 from dgr_jax.tokens.chat import ChatFormat
-from dgr_jax.tokens.pieces import pieces, printable
+from dgr_jax.tokens.pieces import pieces, printable, token_text
 
 _SPANS_TEXT = (
     "Negative log-likelihood under the model: its surprise. What the model would write itself scores low. Reasoning "
@@ -109,7 +109,7 @@ def _gap(pair: PairShift, gap: float, chat: ChatFormat) -> Table:
         cells = [f"{token.token_id}", f"{token.contribution:+.4f}"]
         for count, nats in zip(token.counts, token.nats, strict=True):
             cells += [f"{count}", f"{nats:.2f}" if count else "-"]
-        rows.append([_visible(chat.decode([token.token_id])), *cells])
+        rows.append([_visible(token_text(token.token_id, chat)), *cells])
     text = _GAP_TEXT.format(
         gap=gap,
         first=pair.first,
@@ -172,7 +172,7 @@ def _span_pieces(record: Mapping[str, Any], chat: ChatFormat) -> list[dict[str, 
     ids, nats = record["token_ids"], -np.asarray(record["token_log_probs"])
     border, spans = record["reasoning_tokens"], []
     for name, start, stop in (("reasoning", 0, border), ("answer", border, len(ids))):
-        found = list(pieces(ids[start:stop], chat))
+        found = list(pieces(ids[start:stop], chat, [*record["prompt_token_ids"], *ids[:start]]))
         if not found:
             continue
         counts = [piece.tokens for piece in found]

@@ -4,21 +4,19 @@ A template renders the prompt and nothing else. R1-Distill's template drops the 
 Qwen3's rewrites it; so the response is written here, tokenised as one string, the way the model would
 generate it, and then checked: a training text whose reasoning or answer did not survive is an error.
 
-Control tokens (a tokenizer's added tokens: `<|im_end|>`, `</think>`, ...) come from the template and from
-this file, never from data. Text that spells one is encoded as the ordinary characters it is made of.
-transformers' `split_special_tokens` would not do: think tags are added tokens but not "special" ones in Qwen3
-and R1-Distill. Such text is therefore encoded by a copy of the tokenizer that has no added tokens; where that
-copy does not agree with the tokenizer on harmless text, or can still reach a control token, the text is
-refused with a `UserError`.
+Control tokens (`<|im_end|>`, `</think>`, ...) come from the template and from this file, never from data. Text that
+spells one is encoded as the ordinary characters it is made of. transformers' `split_special_tokens` would not do: think
+tags are added tokens but not "special" ones in Qwen3 and R1-Distill. Such text is therefore encoded by a copy of the
+tokenizer that has no control tokens; where that copy does not agree with the tokenizer on harmless text, or can still
+reach a control token, the text is refused with a `UserError`.
 """
 
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
-import os
-import pathlib
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -28,11 +26,13 @@ from etils import epath
 
 from dgr_jax.data.response import Response, split_response
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace
-from dgr_jax.errors import UserError, reason_of
-from dgr_jax.models.folder import TOKENIZER_SUFFIXES, local_folder
+from dgr_jax.errors import UserError, foreign
+from dgr_jax.tokens.template import PROBE, Template
+from dgr_jax.tokens.tokenizer import check_vocabulary, control_tokens, load_tokenizer, without_control_tokens
 
 _HARMLESS = "It is 12 o'clock; naïve  question?\n\nYes."
-_PROBE = "zebra"
+_ANCHOR = "\x01"
+"""A character that no token joins to its neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,35 +65,42 @@ class ChatFormat:
       end_token_id: the token that the template writes after an assistant turn; training texts end with it.
       eos_token_ids: tokens that end a generation; `end_token_id` comes first.
       vocab_size: number of tokens of the tokenizer (a model's table may be larger).
-      opens_thinking: the generation prompt already ends with the open think tag.
+      opens_thinking: the generation prompt has already begun the thinking.
       control_ids: the tokens that text never encodes to.
+      anchor_ids: tokens that can stand before any others without changing their text.
 
     Raises:
-      UserError: no chat template, a slow tokenizer, or no end-of-turn token.
+      UserError: no chat template or one that cannot be run, a slow tokenizer, no end-of-turn token, or a generation
+        prompt that closes the thinking.
     """
 
     def __init__(self, tokenizer: Any, *, name: str = "the model", eos_token_ids: Sequence[int] = ()):
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"tokenizer of {name}: has no fast version, hence no offsets; add a tokenizer.json")
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"tokenizer of {name}: has no chat template; add chat_template.jinja, or take the chat model"
-            )
         self.tokenizer, self._name = tokenizer, name
-        added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
-        # Some vocabularies hold runs of spaces as added tokens; those are text.
-        self._control = {text: id for id, text in added.items() if text.strip()}
+        # Hybrid models think when they are asked to; the switch has these two names.
+        self._template = Template(tokenizer, name, enable_thinking=True, thinking=True)
+        self._control = control_tokens(tokenizer)
         spellings = sorted(self._control, key=len, reverse=True)
         self._spelling = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
         self.control_ids = frozenset(self._control.values())
-        opening = self._template(_PROBE, None).rpartition(_PROBE)[2]
-        self.opens_thinking = THINK_OPEN in opening and THINK_CLOSE not in opening
+        opening = self._opening()
+        self.opens_thinking = THINK_OPEN in opening
         self._lead = "" if self.opens_thinking and opening.endswith("\n") else "\n"
         if not self.opens_thinking:
             self._lead = THINK_OPEN + self._lead
         self.end_token_id = self._find_end_token()
         self.eos_token_ids = tuple(dict.fromkeys((self.end_token_id, *eos_token_ids)))
+        self._endings = [text for text, id in self._control.items() if id in self.eos_token_ids]
         self.vocab_size = len(tokenizer)
+        with foreign(f"tokenizer of {name}: cannot encode text", "mend tokenizer.json, or fetch it again"):
+            self._probe_ids = self._ids(self._template.frame(False))[0]
+            # A tokenizer that marks the beginning of a text (SentencePiece) would mark that of a response.
+            self.anchor_ids, alone, anchored = (self._ids(text)[0] for text in (_ANCHOR, PROBE, _ANCHOR + PROBE))
+            self._anchor = "" if anchored[len(self.anchor_ids) :] == alone else _ANCHOR
+            # A letter that is a token of its own is taken for a byte by the decoder of byte-level tokenizers.
+            added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
+            self._literal = {id: text for id, text in added.items() if self._decoded([id]) != text}
 
     @classmethod
     def from_pretrained(cls, model: epath.PathLike) -> Self:
@@ -106,8 +113,15 @@ class ChatFormat:
         return cls(tokenizer, name=str(model), eos_token_ids=eos_token_ids)
 
     def check_fits(self, embeddings: int) -> None:
-        """Raises a UserError where the tokenizer knows more tokens than a model has embeddings."""
-        check_vocabulary(self.tokenizer, embeddings, self._name)
+        """Raises a UserError where a token that can come out has no embedding; warns of one that cannot."""
+        used = {*self._probe_ids, *self.eos_token_ids, *(self._control.get(t, 0) for t in (THINK_OPEN, THINK_CLOSE))}
+        check_vocabulary(self.tokenizer, embeddings, self._name, used=used)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of a prompt's text and tokens: what versions of libraries can change while the files stay."""
+        seen = [self._template.frame(False), self._probe_ids, self.end_token_id]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
     def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
         """Token ids of system and user turn, then the generation prompt.
@@ -121,12 +135,14 @@ class ChatFormat:
         """
         masked, spellings = self._mask(prompt, system or "")
         user_text, system_text = masked[0], None if system is None else masked[1]
-        rendered = self._template(user_text, system_text)
+        rendered = self._template.prompt(user_text, system_text)
         for role, text in (("user", user_text), ("system", system_text or "")):
             if text.strip() not in rendered:
                 raise UserError(f"chat template of {self._name}: drops the {role} turn, so the text would be lost")
-        frame = self._template(_PROBE, None if system is None else _PROBE)
-        return self._encode(rendered, spellings, frame)[0]
+        ids = self._encode(rendered, spellings, self._template.frame(system is not None))[0]
+        for field, text in (("prompt", prompt), ("system", system or "")):
+            self._check_survival(field, text.strip(), ids)
+        return ids
 
     def render(self, trace: Trace) -> Rendered:
         """Tokens and spans of a training text.
@@ -139,16 +155,19 @@ class ChatFormat:
             prompt = self.prompt_ids(trace.prompt, trace.system)
             (reasoning, answer), spellings = self._mask(trace.reasoning, trace.answer)
             head = f"{self._lead}{reasoning}\n{THINK_CLOSE}"
-            response, starts = self._encode(f"{head}\n\n{answer}", spellings, self._lead + THINK_CLOSE)
+            response, starts = self._encode(
+                f"{head}\n\n{answer}", spellings, self._lead + THINK_CLOSE, anchor=self._anchor
+            )
+            # The offsets are those of the text with its spellings put back.
+            border = int(np.searchsorted(starts, len(_unmask(head, spellings))))
+            self._check_survival("reasoning", trace.reasoning, response[:border])
+            self._check_survival("answer", trace.answer, response[border:])
+            self._check_end(trace.answer)
         except UserError as error:
             raise UserError(f"trace {trace.id!r}: {error}") from error
-        begin = len(prompt)
-        # The offsets are those of the text with its spellings put back.
-        border = begin + int(np.searchsorted(starts, len(_unmask(head, spellings))))
+        begin, border = len(prompt), len(prompt) + border
         token_ids = np.array([*prompt, *response, self.end_token_id], np.int32)
-        rendered = Rendered(token_ids, (0, begin), (begin, border), (border, len(token_ids)))
-        self._check_survival(trace, rendered)
-        return rendered
+        return Rendered(token_ids, (0, begin), (begin, border), (border, len(token_ids)))
 
     def parse(self, text: str) -> Response:
         """Splits text generated after `prompt_ids`, its end-of-turn token removed; see `split_response`."""
@@ -156,29 +175,36 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of tokens, control tokens included, spaces as they are."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts: list[str] = []
+        for literal, group in itertools.groupby(map(int, ids), self._literal.get):
+            run = list(group)
+            texts += [literal] * len(run) if literal else [self._decoded(run)]
+        return "".join(texts)
 
-    def _template(self, user: str, system: str | None) -> str:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": user})
-        return self._apply(messages, add_generation_prompt=True)
+    def _decoded(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        import jinja2
+    def _opening(self) -> str:
+        """The generation prompt, from its last think tag on; empty where the thinking has not begun.
 
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=True
+        A template may speak of think tags in the turns before: only what follows the last control token that begins or
+        ends a turn is the model's own.
+        """
+        after = self._template.frame(False).rpartition(PROBE)[2]
+        found = list(self._spelling.finditer(after))
+        turns = [match.end() for match in found if match.group() not in (THINK_OPEN, THINK_CLOSE)]
+        opening = after[turns[-1] :] if turns else after
+        place = max(opening.rfind(THINK_OPEN), opening.rfind(THINK_CLOSE))
+        if place >= 0 and opening[place:].startswith(THINK_CLOSE):
+            raise UserError(
+                f"chat template of {self._name}: its generation prompt ends the thinking ({opening[-40:]!r}), and a "
+                "trace thinks after it; take out what writes </think> there, or its condition"
             )
-        except jinja2.TemplateError as error:
-            roles = " + ".join(message["role"] for message in messages)
-            raise UserError(f"chat template of {self._name}: refuses {roles} ({error}); change the template") from error
+        return opening[place:] if place >= 0 else ""
 
     def _find_end_token(self) -> int:
         """The first control token after an assistant turn; a tokenizer's own eos need not be it."""
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-        _, written, after = self._apply(turns, add_generation_prompt=False).rpartition(_PROBE)
-        if written and (found := self._spelling.search(after)):
+        if found := self._spelling.search(self._template.after_answer()):
             return self._control[found.group()]
         if self.tokenizer.eos_token_id is None:
             raise UserError(
@@ -204,20 +230,28 @@ class ChatFormat:
 
         return [self._spelling.sub(replace, text) for text in texts], spellings
 
-    def _encode(self, text: str, spellings: dict[str, str], frame: str) -> tuple[list[int], list[int]]:
+    def _ids(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text by the whole tokenizer, and the character at which each begins."""
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+    def _encode(
+        self, text: str, spellings: dict[str, str], frame: str, anchor: str = ""
+    ) -> tuple[list[int], list[int]]:
         """Ids of a masked text, and the character of the unmasked text at which each begins.
 
         `frame` holds the control tokens that are meant, in order. Any other is refused, however it came
         about: a spelling across the border of data and template, or one that the tokenizer normalises into
-        being.
+        being. An `anchor` stands before a text that goes on from another, while it is encoded.
         """
         if spellings:
             ids, starts = self._encode_apart(text, spellings)
         else:
-            encoded = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
-            ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+            ids, starts = self._ids(anchor + text)
+            cut = int(np.searchsorted(starts, len(anchor)))
+            ids, starts = ids[cut:], [start - len(anchor) for start in starts[cut:]]
         expected = [self._control[found.group()] for found in self._spelling.finditer(frame)]
         if [id for id in ids if id in self.control_ids] != expected:
             shown = ", ".join(map(repr, spellings.values())) or "a control token"
@@ -229,14 +263,15 @@ class ChatFormat:
 
     def _encode_apart(self, text: str, spellings: dict[str, str]) -> tuple[list[int], list[int]]:
         """Control tokens one by one; the text between them by the tokenizer without control tokens."""
+        plain, moved = self._plain
         ids: list[int] = []
         starts: list[int] = []
         offset = 0
         for run, control in _runs(self._spelling, text):
             run = _unmask(run, spellings)
             if run:
-                encoding = self._plain.encode(run, add_special_tokens=False)
-                ids += encoding.ids
+                encoding = plain.encode(run, add_special_tokens=False)
+                ids += [moved.get(id, id) for id in encoding.ids]
                 starts += [offset + start for start, _ in encoding.offsets]
                 offset += len(run)
             if control:
@@ -246,73 +281,38 @@ class ChatFormat:
         return ids, starts
 
     @functools.cached_property
-    def _plain(self) -> Any:
-        """The tokenizer without added tokens."""
-        import tokenizers
-
-        parts = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        parts |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        plain = tokenizers.Tokenizer.from_str(json.dumps(parts))
-        # A tokenizer that marks the beginning of a text (SentencePiece) would mark it in every run.
-        harmless = self._template(_HARMLESS, None)
+    def _plain(self) -> tuple[Any, dict[int, int]]:
+        """The tokenizer without control tokens, and what its ids mean where they are others."""
+        plain, moved = without_control_tokens(self.tokenizer, self._control)
+        # A tokenizer that marks the beginning of a text would mark it in every run.
+        harmless = self._template.prompt(_HARMLESS, None)
         ids = []
         for run, control in _runs(self._spelling, harmless):
-            ids += plain.encode(run, add_special_tokens=False).ids if run else []
+            ids += [moved.get(id, id) for id in plain.encode(run, add_special_tokens=False).ids] if run else []
             ids += [self._control[control]] if control else []
-        if ids != self.tokenizer(harmless, add_special_tokens=False)["input_ids"]:
+        if ids != self._ids(harmless)[0]:
             raise UserError(
                 f"the text spells a control token, and the tokenizer of {self._name} cannot encode text in "
                 "pieces; take it out of the text"
             )
-        return plain
+        return plain, moved
 
-    def _check_survival(self, trace: Trace, rendered: Rendered) -> None:
-        for field in ("reasoning", "answer"):
-            start, stop = getattr(rendered, field)
-            # Qwen's tokenizers compose characters (NFC); that is the same text.
-            back = unicodedata.normalize("NFC", self.decode(rendered.token_ids[start:stop]))
-            if unicodedata.normalize("NFC", getattr(trace, field)) not in back:
-                raise UserError(
-                    f"trace {trace.id!r}: its {field} does not survive the tokenizer of {self._name}: it "
-                    f"comes back as {ascii(back[:60])}; take another tokenizer, or drop the trace"
-                )
-
-
-def load_tokenizer(model: epath.PathLike) -> tuple[Any, list[int]]:
-    """The transformers tokenizer of a Hugging Face folder (local or gs://) or hub id. Remote code is never run.
-
-    Returns:
-      The tokenizer, and the tokens that end a generation by the model's configuration.
-
-    Raises:
-      UserError: nothing there, or not a tokenizer.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _tokenizer_folder(str(model), scratch)
-        # At import it would advise PyTorch, which only models of its own need.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer  # seconds to import: a wrong path fails before
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+    def _check_survival(self, field: str, text: str, ids: Sequence[int]) -> None:
+        # Qwen's tokenizers compose characters (NFC); that is the same text.
+        back = unicodedata.normalize("NFC", self.decode(ids))
+        if unicodedata.normalize("NFC", text) not in back:
             raise UserError(
-                f"tokenizer of {model}: cannot be loaded ({reason_of(error)}); the folder needs tokenizer.json and "
-                "tokenizer_config.json"
-            ) from error
-        return tokenizer, _eos_token_ids(epath.Path(folder), tokenizer)
+                f"its {field} does not survive the tokenizer of {self._name}: it comes back as {ascii(back[:60])}; "
+                "take another tokenizer, or drop the row"
+            )
 
-
-def check_vocabulary(tokenizer: Any, embeddings: int, name: str) -> None:
-    """Raises a UserError where a tokenizer knows more tokens than a model has embeddings.
-
-    JAX clamps an index that is out of range: without this, such tokens would be scored as some other token.
-    """
-    if len(tokenizer) > embeddings:
-        raise UserError(
-            f"tokenizer of {name}: {len(tokenizer)} tokens, but the model has embeddings for {embeddings}; "
-            "use the tokenizer that belongs to the model"
-        )
+    def _check_end(self, answer: str) -> None:
+        """An end token that somebody left in the text would be learned as letters, before the true one."""
+        endings = [text for text in self._endings if answer.rstrip().endswith(text)]
+        if endings:
+            raise UserError(
+                f"its answer ends with {endings[0]!r} as text; take it out: the end of a turn is added here"
+            )
 
 
 def _runs(spelling: re.Pattern[str], text: str) -> Iterator[tuple[str, str]]:
@@ -328,28 +328,3 @@ def _unmask(text: str, spellings: dict[str, str]) -> str:
     for character, spelling in spellings.items():
         text = text.replace(character, spelling)
     return text
-
-
-def _tokenizer_folder(model: str, scratch: str) -> pathlib.Path:
-    """The tokenizer's folder on this machine: the model's own, or files fetched from a bucket or the hub."""
-    if "://" not in model:
-        return local_folder(model, weights=False)
-    for file in epath.Path(model).iterdir():
-        if file.suffix in TOKENIZER_SUFFIXES:
-            file.copy(epath.Path(scratch) / file.name)
-    return pathlib.Path(scratch)
-
-
-def _eos_token_ids(folder: epath.Path, tokenizer: Any) -> list[int]:
-    """What the generation config lists, or else the config; and the tokenizer's own."""
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        try:
-            listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
-        except ValueError as error:
-            raise UserError(f"{file}: not JSON ({error}); mend or remove the file") from error
-        if listed is not None:
-            found = listed if isinstance(listed, list) else [listed]
-            break
-    return [*found, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]

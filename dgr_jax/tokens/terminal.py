@@ -48,7 +48,8 @@ def show(trace: Trace, chat: ChatFormat, colour: bool) -> str:
         f"tokens: {sum(counts)} ({sizes}); in the loss: {in_loss}",
     ]
     for span, (start, stop) in zip(SPANS, places, strict=True):
-        shown = [_shown(piece) for piece in pieces(rendered.token_ids[start:stop].tolist(), chat)]
+        ids = rendered.token_ids.tolist()
+        shown = [_shown(piece) for piece in pieces(ids[start:stop], chat, ids[:start])]
         if colour:
             shaded = zip(shown, itertools.cycle(span.shades))
             lines.append("".join(shade + piece.replace("\n", f"{_RESET}\n{shade}") + _RESET for piece, shade in shaded))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -253,6 +253,7 @@ def test_any_text_survives_and_stays_text(family: str, examples: int, request: p
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(texts, clean_texts, clean_texts, texts)
     def check(prompt: str, reasoning: str, answer: str, system: str):
+        assume(not answer.rstrip().endswith(("<|end|>", "<|im_end|>", "<｜end▁of▁sentence｜>")))
         row = trace(prompt, reasoning, answer, system=system)
         rendered = chat.render(row)  # raises if anything is lost
         assert controls_of(chat, rendered.token_ids) == frame
@@ -294,10 +295,11 @@ def test_lost_text_is_an_error():
     backend.add_special_tokens(list(CONTROLS))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=TEMPLATE)
     chat = ChatFormat(tokenizer, name="small")
-    assert chat.render(trace(reasoning="Because", answer="So")).token_ids[-1] == chat.end_token_id
-    for field in ("reasoning", "answer"):
+    known = {"prompt": "Because", "reasoning": "Because", "answer": "So"}
+    assert chat.render(trace(**known)).token_ids[-1] == chat.end_token_id
+    for field in known:
         with pytest.raises(UserError, match=f"trace 't': its {field} does not survive the tokenizer of small"):
-            chat.render(trace(**{"reasoning": "Because", "answer": "So", field: "Nobody knows"}))
+            chat.render(trace(**{**known, field: "Nobody knows"}))
 
 
 def test_templates_that_lose_or_refuse_a_turn():
@@ -307,7 +309,7 @@ def test_templates_that_lose_or_refuse_a_turn():
     with pytest.raises(UserError, match="trace 't': chat template of the model: drops the system turn"):
         deaf.render(trace(system="Be brief."))
     strict = "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}" + TEMPLATE
-    with pytest.raises(UserError, match=r"refuses system \+ user \(no system\)"):
+    with pytest.raises(UserError, match=r"fails for system \+ user \(no system\)"):
         ChatFormat(byte_tokenizer(template=strict)).prompt_ids("Why?", "Be brief.")
 
 
@@ -329,14 +331,14 @@ def test_eos_of_the_generation_config(tmp_path: pathlib.Path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [6, 7]}')
     assert ChatFormat.from_pretrained(tmp_path).eos_token_ids == (end, 6, 7)
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(UserError, match="generation_config.json: not JSON"):
+    with pytest.raises(UserError, match="generation_config.json: not a JSON object"):
         ChatFormat.from_pretrained(tmp_path)
 
 
 def test_folders_that_cannot_be_used(tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="does not exist; give a Hugging Face folder"):
         ChatFormat.from_pretrained(tmp_path / "nothing")
-    with pytest.raises(UserError, match="cannot be loaded .*; the folder needs tokenizer.json"):
+    with pytest.raises(UserError, match="cannot be loaded .*; the folder needs a whole tokenizer.json"):
         ChatFormat.from_pretrained(tmp_path)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
@@ -374,7 +376,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny_lrm, random_model):
     chat, model = ChatFormat.from_pretrained(tiny_lrm), from_pretrained(random_model)
     model.config = dataclasses.replace(model.config, vocab_size=chat.vocab_size - 1)
     for join in (Scorer, Sampler):
-        with pytest.raises(UserError, match="tokens, but the model has embeddings for"):
+        with pytest.raises(UserError, match="is token 1321, but the model has embeddings for 1321"):
             join(model, chat)
 
 
