@@ -18,7 +18,7 @@ setup(
         "flax>=0.12.12",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.3,<0.13",
-        "transformers>=5,<6",
+        "transformers>=5.21,<6",
         "safetensors>=0.6",
         "jinja2>=3.1",
         "datasets>=4",

@@ -4,7 +4,6 @@ python scripts/evaluate.py --model=DIR --suite=gsm8k:gsm8k_test.jsonl --suite=xs
 """
 
 import dataclasses
-import json
 
 from absl.flags import FlagValues
 
@@ -32,7 +31,7 @@ def main(given: FlagValues) -> str:
     from dgr_jax.evaluation.judges import load_judge
     from dgr_jax.evaluation.run import evaluate, summary_table
     from dgr_jax.evaluation.suites import load_suites
-    from dgr_jax.run.files import fingerprint_records
+    from dgr_jax.run.files import fingerprint_records, read_json
     from dgr_jax.run.stage import Stage
 
     # Files first: they are quick to fail, a model takes its time to load.
@@ -60,5 +59,5 @@ def main(given: FlagValues) -> str:
             judge=judge, output_dir=stage.folder, instructions={"reasoning": text, "math": text} if text else None,
         )  # fmt: skip
         stage.finish(**{suite.name: len(suite.items) for suite in suites})
-    table = summary_table(json.loads((stage.folder / "results.json").read_text()))
+    table = summary_table(read_json(stage.folder / "results.json"))
     return f"{table}\nevery answer with its grade: {given.output}/samples.jsonl"

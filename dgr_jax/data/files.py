@@ -9,15 +9,16 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Literal
 
 from absl import logging
 from etils import epath
 
 from dgr_jax.data.trace import Trace, bad_field, shown
+from dgr_jax.data.values import as_json, with_class_names
 from dgr_jax.errors import UserError, reason_of
-from dgr_jax.run.files import replacing
+from dgr_jax.run.files import parse_json, read_json, read_text, replacing
 
 OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
@@ -127,12 +128,6 @@ def read_rows(path: epath.PathLike, suffix: str | None = None) -> Iterator[Place
     return readers[suffix](file)
 
 
-def unreadable(file: epath.PathLike, error: Exception) -> UserError:
-    """The error for a file that cannot be opened or decoded as what its suffix says."""
-    reason = getattr(error, "strerror", None) or reason_of(error)
-    return UserError(f"{file}: cannot be read ({reason}); check the path and that the file is whole")
-
-
 def _jsonl_rows(file: epath.Path) -> Iterator[PlacedRow]:
     try:
         with file.open("rb") as lines:
@@ -143,43 +138,24 @@ def _jsonl_rows(file: epath.Path) -> Iterator[PlacedRow]:
                 if line.strip():
                     yield where, _parse_line(line, where)
     except OSError as error:
-        raise unreadable(file, error) from error
+        raise _unreadable(file, error) from error
 
 
 def _parse_line(line: bytes, where: str) -> Row | UserError:
     try:
-        row = json.loads(line.decode("utf-8"))
+        return _as_row(parse_json(line.decode("utf-8").rstrip("\r\n"), where), where)
     except UnicodeDecodeError as error:
         return UserError(f"{where}: not UTF-8 at byte {error.start} of the line (0x{line[error.start]:02x})")
-    except json.JSONDecodeError as error:
-        return UserError(f"{where}: not JSON at column {error.colno} ({error.msg}); a line holds one JSON object")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting without end
-        return UserError(f"{where}: not JSON that can be read ({error})")
-    return _as_row(row, where)
+    except UserError as error:
+        return error
 
 
 def _as_row(value: Any, where: str) -> Row | UserError:
     return value if isinstance(value, dict) else UserError(f"{where}: found {shown(value)}, allowed a JSON object")
 
 
-def _text(file: epath.Path) -> str:
-    """A whole file, without the byte order mark that spreadsheets write."""
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    except OSError as error:
-        raise unreadable(file, error) from error
-
-
 def _json_rows(file: epath.Path) -> Iterator[PlacedRow]:
-    try:
-        rows = json.loads(_text(file))
-    except json.JSONDecodeError as error:
-        place = f"{file}:{error.lineno}: not JSON at column {error.colno} ({error.msg})"
-        raise UserError(f"{place}; a .json file holds one list of rows") from error
-    except (ValueError, RecursionError) as error:  # as in a line
-        raise UserError(f"{file}: not JSON that can be read ({error})") from error
+    rows = read_json(file)
     if not isinstance(rows, list):
         raise UserError(f"{file}: found {type(rows).__name__}, allowed a list of rows; use .jsonl for one row per line")
     for number, row in enumerate(rows, start=1):
@@ -189,7 +165,7 @@ def _json_rows(file: epath.Path) -> Iterator[PlacedRow]:
 
 def _csv_rows(file: epath.Path) -> Iterator[PlacedRow]:
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(_text(file), newline="")), start=1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(file), newline="")), start=1):
             yield f"{file}: row {number}", row
     except csv.Error as error:
         raise UserError(f"{file}: not CSV ({error})") from error
@@ -201,24 +177,41 @@ def _parquet_rows(file: epath.Path) -> Iterator[PlacedRow]:
 
     try:
         with file.open("rb") as handle:
-            number = 0
-            for batch in pq.ParquetFile(handle).iter_batches(_PARQUET_BATCH):
+            number, table = 0, pq.ParquetFile(handle)
+            classes = _class_names(table.schema_arrow.metadata)
+            for batch in table.iter_batches(_PARQUET_BATCH):
                 for index in range(batch.num_rows):
                     number += 1
                     where = f"{file}: row {number}"
-                    yield where, _parquet_row(batch, index, where)
+                    yield where, _parquet_row(batch, index, classes, where)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(file, error) from error
+        raise _unreadable(file, error) from error
 
 
-def _parquet_row(batch: Any, index: int, where: str) -> Row | UserError:
+def _unreadable(file: epath.Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or reason_of(error)
+    return UserError(f"{file}: cannot be read ({reason}); check the path and that the file is whole")
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Column -> names of its classes, where the datasets library wrote a file and numbered them."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # written by something else
+
+
+def _parquet_row(batch: Any, index: int, classes: Mapping[str, Sequence[str]], where: str) -> Row | UserError:
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            row[name] = column[index].as_py()
+            row[name] = as_json(column[index].as_py())
         except UnicodeDecodeError:
             return UserError(f"{where}: field {name!r} is not UTF-8")
-    return row
+        except (ValueError, ArithmeticError) as error:  # a date that Python cannot hold
+            return UserError(f"{where}: field {name!r} cannot be read ({reason_of(error)})")
+    return with_class_names(row, classes, where)
 
 
 def trace_from_columns(row: Row, where: str) -> Trace:

@@ -9,7 +9,7 @@ every field that is not text of the trace goes to `meta` untouched.
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -26,6 +26,7 @@ from dgr_jax.data.files import (
 )
 from dgr_jax.data.response import split_response
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace, bad_field, shown
+from dgr_jax.data.values import as_json, with_class_names
 from dgr_jax.errors import UserError, reason_of
 
 PUBLISHED_LABELS = {
@@ -49,6 +50,12 @@ _S1_TEXT = re.compile(
     re.DOTALL,
 )
 _PACKED = re.compile(r"\s*Question:\s*(?P<prompt>.*?)\s*\n\s*Answer:\s*(?P<answer>.*?)\s*", re.DOTALL)
+
+END_TOKENS = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<｜end▁of▁sentence｜>", "</s>",
+    "<end_of_turn>",
+)  # fmt: skip
+"""What published responses end with where an author kept a model's end token as text."""
 
 Convert = Callable[[Row, str], Trace]
 
@@ -228,9 +235,16 @@ def _validated(convert: Convert) -> Convert:
     def checked(row: Row, where: str) -> Trace:
         trace = convert(row, where)
         trace.validate(where)
-        return trace
+        return dataclasses.replace(trace, answer=_without_end_tokens(trace.answer))
 
     return checked
+
+
+def _without_end_tokens(answer: str) -> str:
+    """An answer that does not end with an end token: markers, which every model's format adds for itself."""
+    while (bare := answer.rstrip()).endswith(END_TOKENS):
+        answer = next(bare.removesuffix(token) for token in END_TOKENS if bare.endswith(token)).rstrip()
+    return answer
 
 
 def _hub_rows(place: str) -> Iterator[PlacedRow]:
@@ -242,9 +256,10 @@ def _hub_rows(place: str) -> Iterator[PlacedRow]:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds for "cannot be had"; all mean the same here
         raise _not_loaded(f"hf:{place}", error) from error
+    classes = _class_names(getattr(rows, "features", None) or {})
     for number, row in enumerate(rows, start=1):
         where = f"hf:{place}: row {number}"
-        yield where, dict(row)
+        yield where, with_class_names(as_json(row), classes, where)
 
 
 def _tfds_rows(place: str) -> Iterator[PlacedRow]:
@@ -265,30 +280,23 @@ def _tfds_rows(place: str) -> Iterator[PlacedRow]:
         rows = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     except Exception as error:  # as above
         raise _not_loaded(f"tfds:{place}", error) from error
+    classes = _class_names(builder.info.features)
     for number in range(len(rows)):
         where = f"tfds:{place}: row {number + 1}"
-        yield where, _from_tfds(rows[number], where)
+        yield where, _from_tfds(rows[number], classes, where)
 
 
-def _from_tfds(features: Mapping[str, Any], where: str) -> Row | UserError:
-    try:
-        row = {name: _plain(value) for name, value in features.items()}
-    except UnicodeDecodeError as error:
-        return UserError(f"{where}: a text feature is not UTF-8 ({error.reason} at byte {error.start})")
+def _from_tfds(features: Mapping[str, Any], classes: Mapping[str, Sequence[str]], where: str) -> Row | UserError:
+    row = as_json(features)
     for name in ("label", "system"):
-        row[name] = row.get(name) or None
-    return row
+        if row.get(name) == "":
+            row[name] = None
+    return with_class_names(row, classes, where)
 
 
-def _plain(value: Any) -> Any:
-    """numpy and bytes -> what JSON knows."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _class_names(features: Any) -> dict[str, list[str]]:
+    """Feature -> names of its classes, of either library."""
+    return {name: list(feature.names) for name, feature in features.items() if hasattr(feature, "int2str")}
 
 
 def _split_of(place: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from dgr_jax.data.response import Response
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import Judge
+from dgr_jax.run.files import read_json
 
 ACCEPTED = "accepted"
 REJECT_REASONS = {
@@ -39,10 +40,7 @@ def read_scaffold(path: str | pathlib.Path | None = None) -> list[str]:
       UserError: not a readable JSON list of strings.
     """
     file = pathlib.Path(path or DEFAULT_SCAFFOLD)
-    try:
-        phrases = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"scaffold phrases {file}: not a readable JSON list ({error})") from error
+    phrases = read_json(file, "scaffold phrases")
     if not isinstance(phrases, list) or not all(isinstance(p, str) and p for p in phrases):
         raise UserError(f"scaffold phrases {file}: must be a JSON list of non-empty strings")
     return phrases

@@ -11,6 +11,7 @@ import re
 from dgr_jax import ASSETS
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
+from dgr_jax.run.files import read_text
 
 DEFAULT_TEMPLATE = ASSETS / "rewrite_prompt.txt"
 FIELDS = ("prompt", "reasoning", "answer")
@@ -23,13 +24,8 @@ def read_template(path: str | pathlib.Path | None = None) -> str:
     Raises:
       UserError: the file cannot be read, or lacks one of the three fields.
     """
-    from etils import epath
-
-    file = epath.Path(path or DEFAULT_TEMPLATE)
-    try:
-        text = file.read_text().removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"rewrite template {file}: cannot be read ({error}); give a UTF-8 text file") from error
+    file = path or DEFAULT_TEMPLATE
+    text = read_text(file, "rewrite template").removesuffix("\n")
     missing = [field for field in FIELDS if f"{{{field}}}" not in text]
     if missing:
         raise UserError(

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from dgr_jax import ASSETS
 from dgr_jax.errors import UserError
+from dgr_jax.run.files import read_json
 
 Verdict = Literal["refusal", "compliance", "other"]
 DEFAULT_PHRASES = ASSETS / "refusal_phrases.json"
@@ -84,10 +85,7 @@ def load_judge(path: str | pathlib.Path | None = None) -> PhraseJudge:
       UserError: not such a file; the message says which key is wrong.
     """
     file = pathlib.Path(path or DEFAULT_PHRASES)
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"judge file {file}: not a readable JSON object ({error})") from error
+    data = read_json(file, "judge file")
     if not isinstance(data, dict) or set(data) != _KEYS:
         raise UserError(f"judge file {file}: must be an object with exactly {', '.join(sorted(_KEYS))}")
     if data["default"] not in ("refusal", "compliance", "other"):

@@ -24,6 +24,7 @@ from dgr_jax.models.sharding import batch_sharding, data_parallelism
 from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.progress import Progress
 from dgr_jax.tokens.chat import ChatFormat
+from dgr_jax.tokens.tokenizer import check_ids
 
 _STEPS_BETWEEN_STOPS = 16
 """Tokens that are decoded before the host looks at them."""
@@ -159,9 +160,13 @@ class Sampler:
           seed: of the random streams.
           stop: whether a row, by the tokens it has so far, needs no more of them; asked every few tokens, so that
             there may be some after what it looks for.
+
+        Raises:
+          UserError: a token outside the vocabulary; the message names its prompt.
         """
         buckets: dict[int, list[Prompt]] = {}
         for prompt in prompts:
+            check_ids(prompt.token_ids, self.model.config.vocab_size, f"prompt {prompt.id!r}")
             length = len(prompt.token_ids)
             if length < self.model.config.max_positions:
                 buckets.setdefault(_bucket(length), []).append(prompt)

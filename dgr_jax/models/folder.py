@@ -1,13 +1,12 @@
 """Where a model lies, and what its folder says: a local one, or a hub repository that is fetched into the cache."""
 
 import hashlib
-import json
 import pathlib
 from typing import Any
 
 from dgr_jax.errors import UserError, reason_of
 from dgr_jax.models.config import ModelConfig
-from dgr_jax.run.files import fingerprint_file
+from dgr_jax.run.files import fingerprint_file, read_json
 
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """Suffixes of the files of a tokenizer and its chat template; model configurations come with them."""
@@ -48,12 +47,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       UserError: it is absent or not JSON.
     """
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist; {folder} is not a Hugging Face model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not a readable JSON file ({error})") from error
+    if not file.exists():
+        raise UserError(f"{file} does not exist; {folder} is not a Hugging Face model folder")
+    config = read_json(file)
     if not isinstance(config, dict):
         raise UserError(f"{file}: not a JSON object; {folder} is not a Hugging Face model folder")
     return config

@@ -23,7 +23,7 @@ from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
 from dgr_jax.models.sharding import parameter_sharding, partition
-from dgr_jax.run.files import whole_folder
+from dgr_jax.run.files import read_json, whole_folder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _COMPANIONS = (
@@ -67,9 +67,9 @@ class TensorFiles:
 def _tensor_places(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     if (folder / INDEX).exists():
         try:
-            places = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+            places = dict(read_json(folder / INDEX)["weight_map"])
             shards = sorted(set(map(str, places.values())))
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / INDEX}: not a safetensors index ({error}); fetch it again") from error
         # A shard's name comes from a downloaded file: it must stay inside the folder.
         unsafe = [s for s in shards if pathlib.PurePath(s).name != s]

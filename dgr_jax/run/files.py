@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of
 from dgr_jax.run import hosts
 
 
@@ -86,9 +86,57 @@ def write_json_lines(path: epath.PathLike, records: Iterable[Mapping[str, Any]])
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+def read_text(path: epath.PathLike, what: str = "") -> str:
+    """A UTF-8 file, whatever the locale, without the byte order mark that some editors write.
+
+    Args:
+      path: the file, local or gs://.
+      what: what it is, for messages.
+
+    Raises:
+      UserError: it cannot be read, or is not UTF-8.
+    """
+    place = f"{what} {path}".strip()
+    try:
+        return epath.Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    except OSError as error:
+        reason = error.strerror or reason_of(error)
+        raise UserError(f"{place}: cannot be read ({reason}); check the path and that the file is whole") from error
+
+
+def read_json(path: epath.PathLike, what: str = "") -> Any:
+    """The value of a JSON file; see `read_text` and `parse_json`."""
+    text, place = read_text(path, what), f"{what} {path}".strip()
+    try:
+        return parse_json(text, place)
+    except UserError as error:
+        raise UserError(f"{error}; mend the file, or fetch it again") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Of Python's extensions, NaN is null and an infinity its name as text.
+
+    Args:
+      text: the text.
+      where: the place that messages name.
+
+    Raises:
+      UserError: not JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else name)
+    except json.JSONDecodeError as error:
+        place = f"{where}:{error.lineno}" if "\n" in text.rstrip() else where
+        raise UserError(f"{place}: not JSON at column {error.colno} ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting without end
+        raise UserError(f"{where}: not JSON that can be read ({error})") from error
+
+
 def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
     """The records of a file that `write_json_lines` wrote."""
-    return [json.loads(line) for line in epath.Path(path).read_text().split("\n") if line]
+    return [json.loads(line) for line in read_text(path).split("\n") if line]
 
 
 def remove_partial(folder: epath.PathLike, name: str | None = None) -> None:

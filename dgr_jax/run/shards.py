@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from dgr_jax.run.files import remove_partial, write_json_lines
+from dgr_jax.run.files import read_text, remove_partial, write_json_lines
 
 
 class Shards:
@@ -78,7 +78,7 @@ class Shards:
 
     def _lines(self) -> Iterator[str]:
         for numbers in self._ranges():
-            yield from (self.folder / self._name(numbers.start)).read_text().removesuffix("\n").split("\n")
+            yield from read_text(self.folder / self._name(numbers.start)).removesuffix("\n").split("\n")
 
     def _ranges(self) -> Iterator[range]:
         for start in range(0, self.total, self.size):

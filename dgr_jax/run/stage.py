@@ -18,7 +18,7 @@ from etils import epath
 
 from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
-from dgr_jax.run.files import remove_partial, unfinished, write_json
+from dgr_jax.run.files import read_json, remove_partial, unfinished, write_json
 
 MANIFEST = "manifest.json"
 _IDENTITY = ("stage", "config", "inputs", "model", "seed")
@@ -126,10 +126,7 @@ def _has_results(folder: epath.Path) -> bool:
 
 
 def _read_manifest(file: epath.Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not a manifest of a stage ({error}); choose another folder") from error
+    manifest = read_json(file, "manifest")
     if not isinstance(manifest, dict):
         raise UserError(f"{file}: not a manifest of a stage; choose another folder")
     return manifest

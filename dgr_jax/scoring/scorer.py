@@ -33,6 +33,7 @@ from dgr_jax.scoring.trace_score import TraceScore
 from dgr_jax.tokens.chat import ChatFormat, Rendered
 from dgr_jax.tokens.packing import PackedRows, TargetPlaces, TokenSequence, fill_rows
 from dgr_jax.tokens.rendering import render_all
+from dgr_jax.tokens.tokenizer import check_ids
 from dgr_jax.tokens.windows import rolling_windows
 
 _AHEAD = 2
@@ -194,10 +195,7 @@ class Scorer:
     def _checked(self, sequences: Iterable[TokenSequence]) -> Iterator[TokenSequence]:
         V = self.model.config.vocab_size
         for number, sequence in enumerate(sequences):
-            ids = sequence.token_ids
-            if len(ids) and not (0 <= ids.min() and ids.max() < V):
-                wrong = ids[(ids < 0) | (ids >= V)][0]
-                raise UserError(f"sequence {number}: token {wrong} is outside the vocabulary, 0 to {V - 1}")
+            check_ids(sequence.token_ids, V, f"sequence {number}")
             yield sequence
 
     def _jobs(self, rendered: Iterable[tuple[Trace, Rendered]]) -> Iterator[_Job]:

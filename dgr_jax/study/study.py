@@ -6,7 +6,6 @@ which learning rate. Every stage leaves a manifest and is not run again once it 
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from dgr_jax.generation.sampler import Sampler
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import fingerprint_model, local_folder
 from dgr_jax.models.weights import from_pretrained
-from dgr_jax.run.files import fingerprint_records, write_json
+from dgr_jax.run.files import fingerprint_records, read_json, write_json
 from dgr_jax.run.stage import Stage
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.statistics import bootstrap_ratio, rate
@@ -186,7 +185,7 @@ class Study:
             about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
             write_json(stage.folder / "run.json", about | self._measured(stage))
             stage.finish()
-        return json.loads((stage.folder / "run.json").read_text()) | {"acceptance": _outcomes([])}
+        return read_json(stage.folder / "run.json") | {"acceptance": _outcomes([])}
 
     def _run_arm(self, arm: Arm) -> dict[str, Any]:
         base, chat, fingerprint = self._model(arm.model)
@@ -209,7 +208,7 @@ class Study:
                 about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
             write_json(stage.folder / "run.json", about)
             stage.finish(**counts)
-        return json.loads((stage.folder / "run.json").read_text()) | {"acceptance": _outcomes(traces)}
+        return read_json(stage.folder / "run.json") | {"acceptance": _outcomes(traces)}
 
     def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {
@@ -239,7 +238,7 @@ class Study:
 
     def _measured(self, stage: Stage) -> dict[str, Any]:
         """The evaluation's rows, keyed by metric; groups and secondary metrics under their own keys."""
-        rows = json.loads((stage.folder / "results.json").read_text())
+        rows = read_json(stage.folder / "results.json")
         main = {row["metric"]: _number(row) for row in rows if not row.get("group")}
         groups: dict[str, dict[str, Any]] = {}
         for row in rows:

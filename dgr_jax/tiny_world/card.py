@@ -17,7 +17,7 @@ from dgr_jax.evaluation.graders import grade_number
 from dgr_jax.evaluation.judges import load_judge
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
-from dgr_jax.run.files import write_text
+from dgr_jax.run.files import read_text, write_text
 from dgr_jax.statistics import Interval, wilson
 from dgr_jax.tiny_world import content
 from dgr_jax.tiny_world.alignment import SOURCES, problem_suite, request_suite, safety_rows
@@ -136,6 +136,6 @@ def write_model_card(folder: pathlib.Path, config: Build) -> str:
     documents = (config.steps + config.practice_steps) * config.batch_size
     decoding = f"temperature {_SAMPLED.temperature}, top-p {_SAMPLED.top_p}"
     about = {"config": config, "documents": f"{documents:,}", "decoding": decoding, "table": table}
-    card = jinja2.Template((ASSETS / "tiny_card.md").read_text(), undefined=jinja2.StrictUndefined).render(about)
+    card = jinja2.Template(read_text(ASSETS / "tiny_card.md"), undefined=jinja2.StrictUndefined).render(about)
     write_text(folder / "README.md", card + "\n")
     return table

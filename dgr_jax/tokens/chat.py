@@ -28,7 +28,7 @@ from dgr_jax.data.response import Response, split_response
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace
 from dgr_jax.errors import UserError, foreign
 from dgr_jax.tokens.template import PROBE, Template
-from dgr_jax.tokens.tokenizer import check_vocabulary, control_tokens, load_tokenizer, without_control_tokens
+from dgr_jax.tokens.tokenizer import WithoutControlTokens, check_vocabulary, control_tokens, load_tokenizer
 
 _HARMLESS = "It is 12 o'clock; naïve  question?\n\nYes."
 _ANCHOR = "\x01"
@@ -263,16 +263,15 @@ class ChatFormat:
 
     def _encode_apart(self, text: str, spellings: dict[str, str]) -> tuple[list[int], list[int]]:
         """Control tokens one by one; the text between them by the tokenizer without control tokens."""
-        plain, moved = self._plain
         ids: list[int] = []
         starts: list[int] = []
         offset = 0
         for run, control in _runs(self._spelling, text):
             run = _unmask(run, spellings)
             if run:
-                encoding = plain.encode(run, add_special_tokens=False)
-                ids += [moved.get(id, id) for id in encoding.ids]
-                starts += [offset + start for start, _ in encoding.offsets]
+                found, places = self._plain(run)
+                ids += found
+                starts += [offset + start for start in places]
                 offset += len(run)
             if control:
                 ids.append(self._control[control])
@@ -281,21 +280,20 @@ class ChatFormat:
         return ids, starts
 
     @functools.cached_property
-    def _plain(self) -> tuple[Any, dict[int, int]]:
-        """The tokenizer without control tokens, and what its ids mean where they are others."""
-        plain, moved = without_control_tokens(self.tokenizer, self._control)
+    def _plain(self) -> WithoutControlTokens:
+        plain = WithoutControlTokens(self.tokenizer, self._control)
         # A tokenizer that marks the beginning of a text would mark it in every run.
         harmless = self._template.prompt(_HARMLESS, None)
-        ids = []
+        ids: list[int] = []
         for run, control in _runs(self._spelling, harmless):
-            ids += [moved.get(id, id) for id in plain.encode(run, add_special_tokens=False).ids] if run else []
+            ids += plain(run)[0] if run else []
             ids += [self._control[control]] if control else []
         if ids != self._ids(harmless)[0]:
             raise UserError(
                 f"the text spells a control token, and the tokenizer of {self._name} cannot encode text in "
                 "pieces; take it out of the text"
             )
-        return plain, moved
+        return plain
 
     def _check_survival(self, field: str, text: str, ids: Sequence[int]) -> None:
         # Qwen's tokenizers compose characters (NFC); that is the same text.

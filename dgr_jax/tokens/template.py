@@ -16,8 +16,14 @@ from dgr_jax.errors import UserError, reason_of
 PROBE = "zebra"
 """The text of every turn of a `frame`."""
 
-_CLOCK = datetime.datetime(2024, 7, 26)
+_MIDNIGHT = datetime.datetime(2024, 7, 26)
 """What `strftime_now` tells: the day that Llama 3's own template falls back to."""
+_CLOCK = {code: _MIDNIGHT.strftime(code) for code in ("%-d", "%-m", *(f"%{c}" for c in "aAbBcdfHIjmMpSUwWxXyYzZ"))}
+# transformers passes plain data to a template, no functions. Without its `+` the tag would eat a line break.
+_STANDING_CLOCK = (
+    "{% macro strftime_now(format) %}{% set now = namespace(text=format) %}{% for code, value in clock.items() %}"
+    "{% set now.text = now.text | replace(code, value) %}{% endfor %}{{ now.text }}{% endmacro +%}"
+)
 _SECONDS = 10.0
 """What a template may take for a conversation of a few words."""
 _LARGEST = 10**6
@@ -39,8 +45,10 @@ class Template:
 
     def __init__(self, tokenizer: Any, name: str, **arguments: Any):
         self._tokenizer, self._name, self._frames = tokenizer, name, dict[bool, str]()
-        self._arguments = {"strftime_now": _CLOCK.strftime, **arguments}
-        _check(tokenizer.chat_template, name)
+        text = _checked(tokenizer.chat_template, name)
+        if "strftime_now" in text:
+            text, arguments = _STANDING_CLOCK + text, {**arguments, "clock": _CLOCK}
+        self._arguments = {"chat_template": text, **arguments}
         if self.frame(False) != self.prompt(PROBE, None):
             raise UserError(
                 f"chat template of {name}: writes another text each time, so that no number could be had twice; take "
@@ -80,7 +88,8 @@ class Template:
             ) from error
 
 
-def _check(template: Any, name: str) -> None:
+def _checked(template: Any, name: str) -> str:
+    """The text of the template, if it is one that may be run."""
     where = f"chat template of {name}"
     if not template:
         raise UserError(f"tokenizer of {name}: has no chat template; add chat_template.jinja, or take the chat model")
@@ -104,6 +113,7 @@ def _check(template: Any, name: str) -> None:
     for kind, text in tokens:
         if (kind, text) == ("operator", "**") or (kind == "integer" and int(text.replace("_", ""), 0) > _LARGEST):
             raise UserError(f"{where}: calculates with {text[:20]}, which no template needs and none may; take it out")
+    return template
 
 
 class _TakesTooLong(BaseException):

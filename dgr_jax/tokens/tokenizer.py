@@ -4,15 +4,17 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 from etils import epath
 
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN
-from dgr_jax.errors import UserError, foreign, reason_of
+from dgr_jax.errors import UserError, foreign
 from dgr_jax.models.folder import TOKENIZER_SUFFIXES, local_folder
+from dgr_jax.run.files import read_json
 
 _EVERYTHING = (
     "It's 12 o'clock;  naïve\tquestion?\n\nYes (3.14 + 2,718 == x_1)  日本語 – для всех 🙂\n  if a != b:\n    f(a)"
@@ -27,19 +29,31 @@ def load_tokenizer(model: epath.PathLike) -> tuple[Any, list[int]]:
       The tokenizer, and the tokens that end a generation by the model's configuration.
 
     Raises:
-      UserError: nothing there, not a tokenizer, or one that transformers reads otherwise than its file says.
+      UserError: nothing there, not a tokenizer, or one whose file transformers cannot follow.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = _tokenizer_folder(str(model), scratch)
         # At import it would advise PyTorch, which only models of its own need.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer  # seconds to import: a wrong path fails before
+        import transformers  # seconds to import: a wrong path fails before
 
         broken = f"tokenizer of {model}: cannot be loaded"
         with foreign(broken, "the folder needs a whole tokenizer.json and tokenizer_config.json"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            if tokenizer.is_fast:
-                _check_against_file(tokenizer, folder / "tokenizer.json", str(model))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if not _follows_file(tokenizer, folder):
+                version = transformers.__version__
+                logging.warning(
+                    "tokenizer of %s: transformers %s reads it otherwise than tokenizer.json is written, by "
+                    "the classes that its configs name; the file is followed",
+                    model,
+                    version,
+                )
+                tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+                if not _follows_file(tokenizer, folder):
+                    raise UserError(
+                        f"tokenizer of {model}: transformers {version} gives other tokens than tokenizer.json; install "
+                        "another version of transformers"
+                    )
         return tokenizer, _eos_token_ids(epath.Path(folder), tokenizer)
 
 
@@ -58,15 +72,23 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
     return {token.content: id for id, token in added if controls(token.content, token.special)}
 
 
-def without_control_tokens(tokenizer: Any, control: Iterable[str]) -> tuple[Any, dict[int, int]]:
-    """A copy as a `tokenizers.Tokenizer` that does not know some tokens, and what its ids mean where they moved."""
-    import tokenizers
+class WithoutControlTokens:
+    """Encodes text by a copy of a tokenizer that does not know some tokens."""
 
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    left = [token for token in parts["added_tokens"] if token["content"] not in set(control)]
-    parts |= {"added_tokens": left, "post_processor": None, "truncation": None, "padding": None}
-    plain = tokenizers.Tokenizer.from_str(json.dumps(parts))
-    return plain, {plain.token_to_id(token["content"]): token["id"] for token in left}
+    def __init__(self, tokenizer: Any, control: Iterable[str]):
+        import tokenizers
+
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        left = [token for token in parts["added_tokens"] if token["content"] not in set(control)]
+        parts |= {"added_tokens": left, "post_processor": None, "truncation": None, "padding": None}
+        self._copy: Any = tokenizers.Tokenizer.from_str(json.dumps(parts))
+        # Added tokens are numbered anew.
+        self._moved = {self._copy.token_to_id(token["content"]): token["id"] for token in left}
+
+    def __call__(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text, and the character at which each begins."""
+        encoding = self._copy.encode(text, add_special_tokens=False)
+        return [self._moved.get(id, id) for id in encoding.ids], [start for start, _ in encoding.offsets]
 
 
 def check_vocabulary(tokenizer: Any, embeddings: int, name: str, *, used: Iterable[int] = ()) -> None:
@@ -94,21 +116,27 @@ def check_vocabulary(tokenizer: Any, embeddings: int, name: str, *, used: Iterab
         logging.warning("tokenizer of %s: %s has no embedding; no text becomes it, so nothing is lost", name, named)
 
 
-def _check_against_file(tokenizer: Any, file: pathlib.Path, name: str) -> None:
-    """Some versions of transformers put parts of their own in place of the file's, by the class that it names."""
+def check_ids(ids: Sequence[int] | np.ndarray, embeddings: int, where: str) -> None:
+    """Raises a UserError that names `where` if a token has no embedding."""
+    found = np.asarray(ids)
+    wrong = found[(found < 0) | (found >= embeddings)]
+    if wrong.size:
+        raise UserError(f"{where}: token {wrong[0]} is outside the vocabulary, 0 to {embeddings - 1}")
+
+
+def _follows_file(tokenizer: Any, folder: pathlib.Path) -> bool:
+    """Whether a tokenizer gives the tokens of its tokenizer.json.
+
+    Some versions of transformers put parts of their own in place of the file's, by the class or the kind of model that
+    the configs name: spaces are lost, or words are cut elsewhere.
+    """
+    file = folder / "tokenizer.json"
     if not file.exists():
-        return
+        return True
     import tokenizers
-    import transformers
 
     asked = tokenizers.Tokenizer.from_file(str(file)).encode(_EVERYTHING, add_special_tokens=False).ids
-    found = tokenizer(_EVERYTHING, add_special_tokens=False)["input_ids"]
-    if asked != found:
-        raise UserError(
-            f"tokenizer of {name}: transformers {transformers.__version__} reads tokenizer.json otherwise than it is "
-            f"written: {_EVERYTHING[:12]!r} comes back as {tokenizer.decode(found)[:12]!r}; install another version, "
-            "or set tokenizer_class to PreTrainedTokenizerFast in tokenizer_config.json"
-        )
+    return asked == tokenizer(_EVERYTHING, add_special_tokens=False)["input_ids"]
 
 
 def _tokenizer_folder(model: str, scratch: str) -> pathlib.Path:
@@ -126,10 +154,10 @@ def _eos_token_ids(folder: epath.Path, tokenizer: Any) -> list[int]:
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         file = folder / name
-        try:
-            listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
-        except (ValueError, AttributeError, OSError) as error:
-            raise UserError(f"{file}: not a JSON object ({reason_of(error)}); mend or remove the file") from error
+        values = read_json(file) if file.exists() else {}
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: not a JSON object; mend or remove the file")
+        listed = values.get("eos_token_id")
         if listed is not None:
             found = listed if isinstance(listed, list) else [listed]
             break

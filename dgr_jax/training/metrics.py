@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from dgr_jax.run.files import write_text
+from dgr_jax.run.files import read_text, write_text
 
 
 class MetricsWriter:
@@ -20,10 +20,10 @@ class MetricsWriter:
         self._file = epath.Path(folder) / "metrics.jsonl"
         if self._file.exists():
             # The last line may be cut off where a run was killed; such a step is run again in any case.
-            whole = self._file.read_text().split("\n")[:-1]
+            whole = read_text(self._file).split("\n")[:-1]
             kept = [line for line in whole if json.loads(line)["step"] < resume_step]
             write_text(self._file, "".join(line + "\n" for line in kept))
-        self._stream = self._file.open("a")
+        self._stream = self._file.open("a", encoding="utf-8")
         self._board = _tensorboard(folder, resume_step)
 
     def close(self) -> None:

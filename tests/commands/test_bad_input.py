@@ -70,7 +70,7 @@ def cut_short(model: pathlib.Path) -> None:
 BAD_MODELS: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
     "no folder": (shutil.rmtree, "does not exist; give a Hugging Face folder or a hub id"),
     "no config": (lambda m: (m / "config.json").unlink(), "config.json does not exist; .* is not a Hugging Face model"),
-    "torn config": (lambda m: (m / "config.json").write_text("{"), "config.json: not a readable JSON file"),
+    "torn config": (lambda m: (m / "config.json").write_text("{"), "config.json: not JSON at column 2"),
     "missing shard": (lose_a_shard, "missing 1 of 2 shards .model-00002-of-00002.safetensors.; fetch them"),
     "cut file": (cut_short, "model.safetensors: not a whole safetensors file .*; fetch it again"),
     "architecture": (edit_config(model_type="gpt2"), "'gpt2'; supported architectures are llama, qwen2, qwen3"),

@@ -81,7 +81,7 @@ def test_a_line_separator_inside_text_ends_no_row(tmp_path: pathlib.Path):
 
 
 BAD_LINES = {
-    "not JSON": (b'{"id": "b", ', "not JSON at column"),
+    "not JSON": (b'{"id": "b", ', "not JSON at column 13"),
     "not UTF-8": (b'{"id": "\xff"}', "not UTF-8 at byte 8"),
     "not an object": ([1, 2], "found [1, 2], allowed a JSON object"),
     "missing field": ({k: v for k, v in ROW.items() if k != "answer"}, "field 'answer' is missing"),
@@ -92,7 +92,6 @@ BAD_LINES = {
     "bad label": (ROW | {"id": "b", "label": "bad"}, "field 'label': found 'bad', allowed \"harmful\""),
     "label of a wrong type": (ROW | {"id": "b", "label": ["harmful"]}, "field 'label': found ['harmful']"),
     "meta not an object": (ROW | {"id": "b", "meta": "{}"}, "field 'meta': found '{}', allowed an object"),
-    "NaN": (ROW | {"id": "b", "meta": {"x": float("nan")}}, "field 'meta'"),
     "lone surrogate": (ROW | {"id": "b", "answer": "\ud800"}, "field 'answer': found '\\ud800'"),
     "surrogate in meta": (ROW | {"id": "b", "meta": {"x": "\udfff"}}, "field 'meta'"),
     "system not text": (ROW | {"id": "b", "system": []}, "field 'system': found []"),

@@ -56,7 +56,7 @@ def test_refusal_comes_before_compliance_and_the_default_last():
 
 GOOD = {"refusal": ["no"], "compliance": ["y(es)?"], "default": "other", "window": 10}
 BAD_FILES = {
-    "not JSON": ("{", "not a readable JSON object"),
+    "not JSON": ("{", "not JSON at column 2"),
     "a list": ("[]", "exactly compliance, default, refusal, window"),
     "key missing": (json.dumps({k: v for k, v in GOOD.items() if k != "window"}), "exactly compliance, default"),
     "key too many": (json.dumps(GOOD | {"refusals": []}), "exactly compliance, default"),
@@ -81,7 +81,7 @@ def test_a_bad_judge_file_is_named(tmp_path: pathlib.Path, kind: str):
 
 
 def test_a_judge_file_that_is_not_there(tmp_path: pathlib.Path):
-    with pytest.raises(UserError, match=r"none\.json: not a readable"):
+    with pytest.raises(UserError, match=r"none\.json: cannot be read"):
         load_judge(tmp_path / "none.json")
 
 

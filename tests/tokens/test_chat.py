@@ -331,7 +331,7 @@ def test_eos_of_the_generation_config(tmp_path: pathlib.Path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [6, 7]}')
     assert ChatFormat.from_pretrained(tmp_path).eos_token_ids == (end, 6, 7)
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(UserError, match="generation_config.json: not a JSON object"):
+    with pytest.raises(UserError, match="generation_config.json: not JSON at column 2"):
         ChatFormat.from_pretrained(tmp_path)
 
 
