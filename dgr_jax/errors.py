@@ -18,6 +18,12 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: ASCII, and not too long."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 @contextlib.contextmanager
 def foreign(found: str, advice: str) -> Iterator[None]:
     """Whatever a library raises over somebody else's file becomes a `UserError`: "`found` (reason); `advice`".

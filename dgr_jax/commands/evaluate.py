@@ -46,6 +46,7 @@ def main(given: FlagValues) -> str:
             "samples_per_item": given.samples_per_item,
             "instruction": given.instruction,
             "judge": judge.fingerprint,
+            "chat": chat.fingerprint,
             "engine": {"name": engine.name, **engine.settings},
         },
         inputs={s.name: fingerprint_records(dataclasses.asdict(item) for item in s.items) for s in suites},

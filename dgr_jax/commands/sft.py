@@ -49,11 +49,12 @@ def main(given: FlagValues) -> str:
     recipe = Recipe(**asked, seed=given.seed, compute_dtype=dtype)
     inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude or ())
     folder = local_folder(given.model)
-    load_config(folder)  # what cannot be loaded is refused before anything is written
+    config = load_config(folder)  # what cannot be loaded is refused before anything is written
+    chat = ChatFormat.from_pretrained(folder)
     stage = Stage.open(
         given.output,
         "sft",
-        config=dataclasses.asdict(recipe),
+        config={**dataclasses.asdict(recipe), "chat": chat.fingerprint},
         inputs={"traces": fingerprint_records(trace.to_dict() for trace in inputs.traces)},
         model=fingerprint_model(folder),
         seed=given.seed,
@@ -61,8 +62,7 @@ def main(given: FlagValues) -> str:
     exported = pathlib.Path(stage.folder) / "model"
     if not stage.finished:
         mesh = mesh_or_none(given.mesh)
-        chat = ChatFormat.from_pretrained(folder)
-        sequences = training_sequences(inputs.traces, chat, recipe.row_length)
+        sequences = training_sequences(inputs.traces, chat, recipe.row_length, config.max_positions)
         start = from_pretrained(folder, mesh=mesh, dtype=recipe.master_dtype, implementation=given.implementation)
         chat.check_fits(start.config.vocab_size)
         tuned = train(start, sequences, recipe, mesh=mesh, folder=stage.folder).model

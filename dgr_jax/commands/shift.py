@@ -46,6 +46,7 @@ def main(given: FlagValues) -> str:
             "dtype": model.dtype,
             "max_length": model.settings.max_length,
             "on_long": model.settings.on_long,
+            "chat": model.chat.fingerprint,
         },
         inputs={name: stream.fingerprint for name, stream in streams.items()},
         model=model.fingerprint,
@@ -59,7 +60,6 @@ def main(given: FlagValues) -> str:
     def report() -> str:
         # Plots need matplotlib, which the other hosts need not have.
         from dgr_jax.reports.shift import shift_tables, write_shift_report
-        from dgr_jax.tokens.chat import ChatFormat
 
         V = model.config.vocab_size
         measured = [InputScores.of(name, source.shards.read(), V) for name, source in scored.items()]
@@ -67,9 +67,8 @@ def main(given: FlagValues) -> str:
         left_out = [
             line for name, source in scored.items() for line in record_left_out(source.folder, streams[name].bad_rows)
         ]
-        chat = ChatFormat.from_pretrained(model.folder)
         shards = {name: source.shards for name, source in scored.items()}
-        page = write_shift_report(found, measured, shards, chat, stage, given.show)
+        page = write_shift_report(found, measured, shards, model.chat, stage, given.show)
         return "\n".join([*left_out, shift_tables(found), f"report: {page}"])
 
     summary = hosts.from_writer(report)

@@ -15,9 +15,9 @@ from typing import IO, Any, Literal
 from absl import logging
 from etils import epath
 
-from dgr_jax.data.trace import Trace, bad_field, shown
+from dgr_jax.data.trace import Trace, bad_field
 from dgr_jax.data.values import as_json, with_class_names
-from dgr_jax.errors import UserError, reason_of
+from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.run.files import parse_json, read_json, read_text, replacing
 
 OnBadRow = Literal["error", "skip"]

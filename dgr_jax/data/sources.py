@@ -25,9 +25,9 @@ from dgr_jax.data.files import (
     trace_from_columns,
 )
 from dgr_jax.data.response import split_response
-from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace, bad_field, shown
+from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace, bad_field
 from dgr_jax.data.values import as_json, with_class_names
-from dgr_jax.errors import UserError, reason_of
+from dgr_jax.errors import UserError, reason_of, shown
 
 PUBLISHED_LABELS = {
     "harmful": "harmful",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shown
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 """The tags around the thinking, the same in every family served; never part of a Trace's text."""
@@ -104,12 +104,6 @@ class Trace:
 def bad_field(where: str, field: str, value: Any, allowed: str) -> UserError:
     """The error for a value that a field cannot have."""
     return UserError(f"{where}: field {field!r}: found {shown(value)}, allowed {allowed}")
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: ASCII, and not too long."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _is_unicode(text: str) -> bool:

@@ -122,6 +122,7 @@ def refine(
         config={
             **dataclasses.asdict(settings),
             "engine": {"name": engine.name, **engine.settings},
+            "chat": chat.fingerprint,
             "filter": rewrite_filter.fingerprint,
             "scored": scorer is not None,
         },

@@ -2,14 +2,37 @@
 
 import dataclasses
 import fractions
+import importlib.util
 import re
 from typing import Literal
 
 from dgr_jax.errors import UserError
 
-_NUMBER = re.compile(r"(?:(?<!\d)-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)(?:\s*/\s*\d+)?")
+_GROUPED = r"\d{1,3}(?:,\d{3})+(?![\d,]*\d)"
+_NUMBER = re.compile(
+    # A sign that subtracts from a digit before it is none.
+    r"(?P<sign>(?<!\d)[-+])?\$?"
+    rf"(?:(?P<whole>\d+)\ +(?P<part>\d+/\d+)|(?P<plain>(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<![\w.])\.\d+))"
+    r"(?:\s*/\s*(?P<below>\d+)(?!\d*\.\d))?"
+    r"(?:(?:\s*(?:[*×x]|\\times|\\cdot)\s*10\s*\^\s*\{?\s*|[eE])(?P<exponent>[-+]?\d+)\}?)?"
+)
+"""A number, plain, grouped by commas, mixed, as a fraction, or times a power of ten."""
+_MOST_DIGITS = 4300
+"""Of a number, its exponent's included: what Python itself converts."""
 
-_HUGE_EXPONENT = re.compile(r"[eE][-+]?\d{4,}")
+_SPACES = re.compile(r"(?<=\d)(?:\\[,;:!\ ]|\{,\}|~|[\u00a0\u2007\u2009\u202f])(?=\d{3}(?!\d))")
+_UNIT = re.compile(
+    r"\\(?:text|mathrm|mathit|operatorname|mbox|textbf)\s*\{[^{}\d]*\}(?:\s*\^\s*(?:\{[^{}]*\}|\d))?"
+    r"|(?<![\\A-Za-z])[A-Za-z°]+\s?\^\s*(?:\{-?\d+\}|-?\d+)"
+    r"|\^\s*\{?\\circ\}?"
+)
+"""Words inside formulas, and units, with their powers."""
+_WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?)\s*(\d+)\s*\}|\s*(\d))\s*(?:\{\s*(\d+)\s*\}|\s*(\d))")
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
+_SPOKEN_MINUS = re.compile(r"(?<![\d\s])(\s|^)(?:minus|negative)\s+(?=[\d$])", re.IGNORECASE)
+_SAID = re.compile(r"\banswer\b\**\s*(?:is|was|:|=)\s*:?(?P<said>[^\n]*)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,49 +44,93 @@ class Grade:
 
 
 def boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...}, braces balanced; None where there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    """Content of the last \\boxed{...} or \\fbox{...}, of the innermost of nested ones; None where there is none."""
+    found = list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text))
+    if not found:
         return None
-    depth = 0
-    for place in range(start + len("\\boxed"), len(text)):
+    begin, depth = found[-1].end(), 1
+    for place in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : place]
+            return text[begin:place]
     return None
 
 
-def to_number(text: str) -> fractions.Fraction | None:
-    """The value of "1,234", "$18.00", "-3/4" or "7."; None where that is no number."""
-    if _HUGE_EXPONENT.search(text):
-        return None  # Fraction would compute all its digits
-    cleaned = text.strip().rstrip(".").replace(",", "").replace("$", "").replace("\\", "").replace(" ", "").rstrip("%")
-    try:
-        return fractions.Fraction(cleaned)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
 def final_number(text: str) -> fractions.Fraction | None:
-    """The boxed number, or else the last number of the text."""
+    """The number that a text ends with: in its box, else after "####" or "the answer is", else the last one."""
     inside = boxed(text)
     if inside is not None:
-        inside = re.sub(r"\\[!,]|\{,\}", "", inside)  # LaTeX's ways of grouping digits
-        inside = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", inside)
-        value = to_number(inside)
-        return _last_number(inside) if value is None else value
-    return _last_number(text)
+        plain = _plain(inside).rpartition("=")[2]
+        whole = _whole(plain)
+        return _value(whole) if whole else _last_number(plain)
+    plain = _plain(text)
+    if "####" in plain:
+        marked = plain.rpartition("####")[2].strip().split("\n")[0]
+        if (value := _first_number(marked)) is not None:
+            return value
+    for found in reversed(list(_SAID.finditer(plain))):
+        sentence = _SENTENCE_END.split(found["said"])[0].rpartition("=")[2].lstrip(" *_$\\([{")
+        if (number := _NUMBER.match(sentence)) and (value := _value(number)) is not None:
+            return value
+    return _last_number(plain)
+
+
+def _plain(text: str) -> str:
+    """A text in which signs, groups of digits and fractions are written in one way, and units have gone."""
+    text = (
+        _SPACES.sub("", text.translate(_MINUS).replace("\\!", ""))
+        .replace("\\$", "$")
+        .replace("\\%", "%")
+        .replace("{,}", ",")
+    )
+    text = _WORDS.sub(r" \1 ", _UNIT.sub(" ", text))
+    text = re.sub(r"(?<=\d)\s*(?=\\[dtc]?frac)", " ", text)  # a mixed number
+    text = _FRACTION.sub(lambda f: f"{f[1] or ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
+    return _SPOKEN_MINUS.sub(r"\1-", text)
+
+
+def _value(number: re.Match[str]) -> fractions.Fraction | None:
+    if len(number.group()) > _MOST_DIGITS or abs(exponent := int(number["exponent"] or 0)) > _MOST_DIGITS:
+        return None
+    try:
+        if number["whole"] is not None:
+            value = int(number["whole"]) + fractions.Fraction(number["part"])
+        else:
+            value = fractions.Fraction(number["plain"].replace(",", "")) / int(number["below"] or 1)
+    except ZeroDivisionError:
+        return None
+    value *= fractions.Fraction(10) ** exponent
+    return -value if number["sign"] == "-" else value
+
+
+def _first_number(text: str) -> fractions.Fraction | None:
+    return next((_value(number) for number in _NUMBER.finditer(text)), None)
 
 
 def _last_number(text: str) -> fractions.Fraction | None:
-    found = _NUMBER.findall(text)
-    return to_number(found[-1]) if found else None
+    found = list(_NUMBER.finditer(text))
+    return _value(found[-1]) if found else None
+
+
+def _whole(plain: str) -> re.Match[str] | None:
+    return _NUMBER.fullmatch(plain.strip().rstrip(".%").strip())
+
+
+def _is_expression(inside: str) -> bool:
+    """Whether a box holds something to compute, such as \\sqrt{16} or 2^3: no plain number, no words, no variable."""
+    plain = _plain(inside).rpartition("=")[2]
+    letters = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", plain))
+    return not letters and _whole(plain) is None and re.search(r"\d", plain) is not None
 
 
 def grade_number(answer: str, reference: str) -> Grade:
-    """Compares final numbers (GSM8K's format: the reference may be a solution that ends in "#### N")."""
-    expected = final_number(reference.rsplit("####", 1)[-1])
-    given = final_number(answer)
+    """Compares final numbers (GSM8K's format: the reference may be a solution that ends in "#### N").
+
+    Numbers are compared as exact fractions; a box that holds an expression, by math-verify where that is installed.
+    """
+    expected, given, inside = final_number(reference), final_number(answer), boxed(answer)
+    if inside is not None and _is_expression(inside) and importlib.util.find_spec("math_verify"):
+        return grade_math(f"\\boxed{{{inside.rpartition('=')[2]}}}", str(expected))
     if given is None:
         return Grade("wrong", "no number in the answer")
     return Grade("correct" if given == expected else "wrong", f"final number {given}, expected {expected}")

@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -16,8 +17,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from absl import logging
+
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.generation.engine import Completion, Decoding, Request, stream_digest
 from dgr_jax.run.progress import Progress
 
@@ -26,8 +29,21 @@ _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses that may be gone at the next try."""
 
 
+_REFUSED = (400, 413, 422)
+"""Statuses of a request that the server can read and will not serve."""
+_NO_ROOM = re.compile(
+    r"context|too (?:long|large)|token limit|max_tokens|maximum.{0,40}(?:length|tokens)", re.IGNORECASE
+)
+_MOST_BYTES = 64 << 20
+"""Of an answer: a million tokens are a few megabytes."""
+
+
 class _Refused(Exception):
     """The server's answer cannot be used, and asking again would not help."""
+
+
+class _TooLong(_Refused):
+    """Prompt and tokens to generate do not fit the server's context."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -82,7 +98,8 @@ class OpenAIEngine:
         """Completes requests as the server answers them. See `Engine.generate`.
 
         Raises:
-          UserError: the server cannot be reached, or refuses; the message names the request.
+          UserError: the server cannot be reached, or refuses; the message names the request. One that does not fit the
+            server's context is truncated, and empty.
         """
         with (
             concurrent.futures.ThreadPoolExecutor(self._in_flight) as pool,
@@ -112,25 +129,28 @@ class OpenAIEngine:
         if decoding.top_k:
             body["top_k"] = decoding.top_k  # not OpenAI's, but every open server takes it
         try:
-            choice = self._post(body)["choices"][0]
-            return Completion(
-                id=request.id,
-                attempt=request.attempt,
-                text=_text(choice["message"]).encode(errors="replace").decode(),  # JSON may hold half a character
-                token_ids=(),
-                truncated=choice["finish_reason"] == "length",
-                log_prob=None,
-            )
+            answer = self._post(body)
+        except _TooLong as error:
+            # As the built-in sampler, which has no room for such a row either.
+            logging.warning("request %r: no room for it at the server, it counts as truncated: %s", request.id, error)
+            return Completion(request.id, request.attempt, "", (), True, None)
         except _Refused as error:
             raise UserError(f"request {request.id!r}: {error}") from None
-        except (KeyError, IndexError, TypeError) as error:
+        try:
+            choice = answer["choices"][0]
+            text = _text(choice["message"]).encode(errors="replace").decode()  # JSON may hold half a character
+            return Completion(request.id, request.attempt, text, (), choice["finish_reason"] == "length", None)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
-                f"request {request.id!r}: the answer of {self._url} is no chat completion ({error!r}); check `base_url`"
+                f"request {request.id!r}: the answer of {self._url} is no chat completion ({reason_of(error)}); check "
+                "`base_url`"
             ) from error
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(API_KEY_VARIABLE):
+        if key := os.environ.get(API_KEY_VARIABLE, "").strip():
+            if not key.isprintable() or not key.isascii():
+                raise _Refused(f"{API_KEY_VARIABLE} holds characters that cannot be sent; set it to the key alone")
             headers["Authorization"] = f"Bearer {key}"
         call = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         failure = ""
@@ -139,25 +159,67 @@ class OpenAIEngine:
                 time.sleep(self._backoff * 2 ** (attempt - 1))
             try:
                 with self._opener.open(call, timeout=self._timeout) as answer:
-                    return json.load(answer)
+                    return self._read(answer)
             except urllib.error.HTTPError as error:
                 failure = f"{self._url} answers {error.code} {error.reason}"
                 if error.code not in _PASSING:
-                    said = " ".join(error.read(500).decode(errors="replace").split())
+                    said = " ".join(_beginning(error).split())
                     said = said.replace(key, "***") if key else said  # a server may echo what it was sent
-                    raise _Refused(f"{failure}: {said[:200]}") from error
+                    refusal = _TooLong if error.code in _REFUSED and _NO_ROOM.search(said) else _Refused
+                    raise refusal(f"{failure}: {said[:200]}") from error
             except (OSError, http.client.HTTPException) as error:
                 failure = f"{self._url} cannot be reached ({getattr(error, 'reason', None) or error})"
-            except ValueError as error:
-                raise _Refused(f"{self._url} does not answer in JSON; check `base_url`") from error
         raise _Refused(f"{failure}, {self._retries + 1} times; is the server up? check `base_url`")
+
+    def _read(self, answer: http.client.HTTPResponse) -> Any:
+        """The JSON of an answer, within limits of size and time: a socket's own timeout begins anew with each byte."""
+        begin, found = time.monotonic(), bytearray()
+        while block := answer.read1(1 << 16):
+            found += block
+            if len(found) > _MOST_BYTES:
+                raise _Refused(f"{self._url} answers more than {_MOST_BYTES >> 20} MiB; check `base_url`")
+            if time.monotonic() - begin > self._timeout:
+                raise TimeoutError("timed out")
+        try:
+            return json.loads(found)
+        except (ValueError, RecursionError) as error:
+            raise _Refused(f"{self._url} does not answer in JSON; check `base_url`") from error
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(500).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _text(message: dict[str, Any]) -> str:
-    """The whole response. Servers with a reasoning parser split the thinking off; here it is put back."""
-    content = message.get("content") or ""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if not reasoning:
+    """The whole response. Servers with a reasoning parser split the thinking off; here it is put back.
+
+    Such a server says so by a field, which is empty where the model thought nothing.
+    """
+    content, thought = _parts(message.get("content"))
+    split = message.get("reasoning_content")
+    split = message.get("reasoning") if split is None else split
+    if split is None and not thought:
         return content
-    closed = f"\n{THINK_CLOSE}\n\n{content}" if content else ""
+    reasoning = thought + ("" if split is None else _parts(split)[0])
+    if not (reasoning.strip() or content) or (not reasoning.strip() and THINK_CLOSE in content):
+        return content
+    closed = f"\n{THINK_CLOSE}\n\n{content.lstrip()}" if content else ""
     return f"{THINK_OPEN}\n{reasoning.strip()}{closed}"
+
+
+def _parts(content: Any) -> tuple[str, str]:
+    """Text and thinking of a message's content: a string, or a list of typed parts."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    text = thought = ""
+    for part in content:
+        if part["type"] in ("thinking", "reasoning"):
+            thought += _parts(part.get("thinking", part.get("text")))[0]
+        elif part["type"] in ("text", "output_text"):
+            text += _parts(part["text"])[0]
+        else:
+            raise TypeError(f"a part of type {shown(part['type'])}")
+    return text, thought

@@ -1,10 +1,11 @@
 """Architecture of a decoder: Qwen2, Qwen3 or Llama 3, read from and written to Hugging Face's config.json."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shown
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 """Supported `model_type` -> class name that transformers and vLLM look for."""
@@ -20,16 +21,30 @@ _SCALING = {
 }  # fmt: skip
 """The same of Llama 3's scaling."""
 
-# Keys that change nothing in the forward pass of these architectures.
 _IGNORED = frozenset({
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id",
-    "initializer_range", "max_window_layers", "pretraining_tp", "sliding_window", "torch_dtype", "dtype",
-    "transformers_version", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
-    "chunk_size_feed_forward", "id2label", "label2id", "is_encoder_decoder", "problem_type", "tokenizer_class",
-    "_attn_implementation_autoset", "use_mrope", "is_decoder", "task_specific_params", "attn_implementation",
+    # names, versions and switches of whoever wrote or loads the file
+    "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "tokenizer_class", "is_llama_config",
+    "attn_implementation", "use_cache", "output_attentions", "output_hidden_states", "output_scores", "return_dict",
+    "return_dict_in_generate", "torchscript", "use_bfloat16", "tf_legacy_loss", "use_flash_attn", "pretraining_tp",
+    "chunk_size_feed_forward", "use_mrope", "model_max_length", "finetuning_task",
+    # tokens, which the tokenizer and generation_config.json tell
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "bos_token", "eos_token",
+    "pad_token", "unk_token", "prefix", "max_length", "min_length", "do_sample", "temperature", "top_p", "top_k",
+    "typical_p", "num_beams", "num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty",
+    "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "remove_invalid_values",
+    # training alone
+    "attention_dropout", "hidden_dropout", "initializer_range", "neftune_noise_alpha", "problem_type", "id2label",
+    "label2id", "task_specific_params",
+    # windows, of which `use_sliding_window` says that they are not used
+    "max_window_layers", "sliding_window",
+    "is_decoder", "is_encoder_decoder",
 })  # fmt: skip
+"""Keys that change nothing in the forward pass of these architectures, by why."""
+_IGNORED_PREFIXES = ("_", "unsloth_", "transformers.js")
+"""Private notes of transformers (_name_or_path, _attn_implementation_autoset) and of other programs."""
 
-# Keys of which only these values are implemented.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False, None),
@@ -38,9 +53,20 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "rope_interleaved": (False, None),
     "partial_rotary_factor": (1.0, 1, None),
 }
+"""Keys of which only these values are implemented."""
 
+_COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings",
+)  # fmt: skip
+_LARGEST = 2**31 - 1
+
+_MAX_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2048}
+"""Positions of a file that names none, as in transformers."""
 _QWEN3_HEAD_DIM = 128
 """Head dim of a Qwen3 file that names none; other families divide the hidden size by the heads, as in transformers."""
 
@@ -107,23 +133,27 @@ class ModelConfig:
         if missing:
             raise UserError(f"{where}: {missing[0]} is missing; every {family} config.json has it")
         _check_known(raw, family, where)
+        _check_values(raw, where)
         heads = raw["num_attention_heads"]
         kv_heads = raw.get("num_key_value_heads") or heads
         if heads % kv_heads:
             raise UserError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        head_dim = raw.get("head_dim") or (_QWEN3_HEAD_DIM if family == "qwen3" else raw["hidden_size"] // heads)
+        if head_dim % 2:
+            raise UserError(f"{where}: head_dim is {head_dim}; rotary positions need an even one")
         theta, scaling = _rope(raw, where)
         eos = raw.get("eos_token_id")
         return cls(
             **{field: raw[key] for field, key in _PLAIN.items()},
             family=family,
             num_kv_heads=kv_heads,
-            head_dim=raw.get("head_dim") or (_QWEN3_HEAD_DIM if family == "qwen3" else raw["hidden_size"] // heads),
+            head_dim=head_dim,
             rope_theta=theta,
             rope_scaling=scaling,
             tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            max_positions=raw.get("max_position_embeddings") or 32_768,
+            max_positions=raw.get("max_position_embeddings") or _MAX_POSITIONS[family],
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         )
 
@@ -165,25 +195,78 @@ def _check_known(raw: Mapping[str, Any], family: str, where: str) -> None:
         if key in _FIXED:
             if value not in _FIXED[key]:
                 raise UserError(f"{where}: {key} is {value!r}; only {_FIXED[key][0]!r} is implemented")
-        elif key not in read and key not in _IGNORED:
+        elif key not in read and key not in _IGNORED and not key.startswith(_IGNORED_PREFIXES):
             raise UserError(f"{where}: unknown key {key!r}; remove it if it does not change what the model computes")
+    named = raw.get("architectures") or [ARCHITECTURES[family]]
+    if not isinstance(named, list) or ARCHITECTURES[family] not in named:
+        raise UserError(
+            f"{where}: architectures is {named!r}; only {ARCHITECTURES[family]}, a language model, is implemented"
+        )
     if raw.get("attention_bias") and family != "qwen2":
         raise UserError(f"{where}: attention_bias is true; for {family} only false is implemented")
-    if set(raw.get("layer_types") or ()) - {"full_attention"}:
-        raise UserError(
-            f"{where}: layer_types has {sorted(set(raw['layer_types']))}; only full_attention is implemented"
-        )
+    layers = raw.get("layer_types") or ["full_attention"]
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
+        raise UserError(f"{where}: layer_types is {shown(layers)}; only full_attention is implemented")
+
+
+def _check_values(raw: Mapping[str, Any], where: str) -> None:
+    """What a number must be so that it can be calculated with."""
+    for key in _COUNTS:
+        value = raw.get(key)
+        if value is not None and not (type(value) is int and 0 < value <= _LARGEST):
+            raise UserError(f"{where}: {key} is {shown(value)}; it must be a whole number of 1 or more")
+    if not _is_positive(eps := raw["rms_norm_eps"]):
+        raise UserError(f"{where}: rms_norm_eps is {shown(eps)}; it must be a number above 0")
+    if not isinstance(tied := raw.get("tie_word_embeddings", False), bool | None):
+        raise UserError(f"{where}: tie_word_embeddings is {shown(tied)}; it must be true or false")
+    eos = raw.get("eos_token_id")
+    if not all(id is None or (type(id) is int and id >= 0) for id in (eos if isinstance(eos, list) else [eos])):
+        raise UserError(f"{where}: eos_token_id is {shown(eos)}; it must be a token's id, or a list of them")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, Llama3Scaling | None]:
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
+    """Base and scaling of the rotary positions; a file with both spellings must mean the same by them."""
+    found = {
+        spelling: _read_rope(raw[spelling], raw.get("rope_theta"), f"{where}: {spelling}")
+        for spelling in ("rope_parameters", "rope_scaling")
+        if raw.get(spelling) is not None
+    }
+    if len(set(found.values())) > 1:
+        raise UserError(
+            f"{where}: rope_parameters and rope_scaling mean different positions; remove the one that is wrong"
+        )
+    return next(iter(found.values()), None) or _read_rope({}, raw.get("rope_theta"), where)
+
+
+def _read_rope(rope: Any, outer_theta: Any, where: str) -> tuple[float, Llama3Scaling | None]:
+    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+        raise UserError(f"{where} is {shown(rope)}; only one setting for all layers is implemented")
+    kinds = [rope[key] for key in ("rope_type", "type") if rope.get(key) is not None] or ["default"]
+    for kind in kinds:
+        if kind not in ("default", "llama3") or kind != kinds[0]:
+            raise UserError(f"{where}: rope type is {shown(kind)}; only 'default' and 'llama3' are implemented")
+    scaled = kinds[0] == "llama3"
+    for key, value in rope.items():
+        if key in _FIXED and value in _FIXED[key]:
+            continue
+        if key not in ("rope_type", "type", "rope_theta", *(_SCALING.values() if scaled else ())):
+            raise UserError(f"{where}: unknown key {key!r}; remove it if it does not change what the model computes")
+    thetas = [value for value in (rope.get("rope_theta"), outer_theta) if value is not None] or [10_000.0]
+    for theta in thetas:
+        if not _is_positive(theta) or theta != thetas[0]:
+            raise UserError(
+                f"{where}: rope_theta is {shown(theta)}; it must be a number above 0, the same wherever it stands"
+            )
+    theta = thetas[0]
+    if not scaled:
         return float(theta), None
-    if kind != "llama3":
-        raise UserError(f"{where}: rope type is {kind!r}; only 'default' and 'llama3' are implemented")
-    try:
-        return float(theta), Llama3Scaling(**{field: rope[key] for field, key in _SCALING.items()})
-    except KeyError as error:
-        raise UserError(f"{where}: llama3 rope scaling lacks {error.args[0]!r}") from error
+    for key in _SCALING.values():
+        if not _is_positive(rope.get(key)):
+            raise UserError(f"{where}: {key} of llama3 is {shown(rope.get(key))}; it must be a number above 0")
+    if rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise UserError(f"{where}: low_freq_factor must be below high_freq_factor")
+    return float(theta), Llama3Scaling(**{field: rope[key] for field, key in _SCALING.items()})

@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from dgr_jax.errors import UserError, reason_of
+from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.run.files import fingerprint_file, read_json
 
@@ -61,6 +61,15 @@ def load_config(folder: pathlib.Path) -> ModelConfig:
     Raises:
       UserError: it is absent, not JSON, or asks for something that cannot be loaded.
     """
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        place = "beside the model, which transformers would apply" if (folder / "config.json").exists() else "alone"
+        base = read_json(adapter)
+        base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+        raise UserError(
+            f"{folder}: holds a LoRA adapter {place} (adapter_config.json, of {shown(base)}); merge it into its base "
+            "with peft's merge_and_unload and give the merged folder, or take the adapter's files out"
+        )
     return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
 
 

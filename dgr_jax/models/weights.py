@@ -23,9 +23,11 @@ from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
 from dgr_jax.models.sharding import parameter_sharding, partition
-from dgr_jax.run.files import read_json, whole_folder
+from dgr_jax.models.tensor_files import INDEX, SINGLE, TensorFiles
+from dgr_jax.run.files import whole_folder
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of tensors that hold what they say."""
 _COMPANIONS = (
     "tokenizer",
     "special_tokens_map",
@@ -37,69 +39,15 @@ _COMPANIONS = (
 )
 
 
-class TensorFiles:
-    """The tensors of a folder's safetensors files, by name; nothing is read until a slice is asked for."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-        self._files: dict[str, Any] = {}
-        self.where = {name: file for name, file in _tensor_places(folder)}
-
-    def slices(self, name: str) -> Any:
-        """A lazily read tensor: index it to read, `.get_shape()` to look."""
-        try:
-            return self._open(self.where[name]).get_slice(name)
-        except safetensors.SafetensorError as error:
-            place = self._folder / self.where[name]
-            raise UserError(f"{place}: has no tensor {name!r}, though the index says so; fetch both again") from error
-
-    def _open(self, file: str) -> Any:
-        if file not in self._files:
-            try:
-                self._files[file] = safetensors.safe_open(self._folder / file, framework="numpy")
-            except (safetensors.SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{self._folder / file}: not a whole safetensors file ({error}); fetch it again"
-                ) from error
-        return self._files[file]
-
-
-def _tensor_places(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    if (folder / INDEX).exists():
-        try:
-            places = dict(read_json(folder / INDEX)["weight_map"])
-            shards = sorted(set(map(str, places.values())))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / INDEX}: not a safetensors index ({error}); fetch it again") from error
-        # A shard's name comes from a downloaded file: it must stay inside the folder.
-        unsafe = [s for s in shards if pathlib.PurePath(s).name != s]
-        if unsafe:
-            raise UserError(f"{folder / INDEX}: shard name {unsafe[0]!r} is not a plain file name")
-        missing = [s for s in shards if not (folder / s).exists()]
-        if missing:
-            raise UserError(
-                f"{folder}: missing {len(missing)} of {len(shards)} shards ({', '.join(missing)}); fetch them"
-            )
-        yield from places.items()
-    elif (folder / SINGLE).exists():
-        try:
-            with safetensors.safe_open(folder / SINGLE, framework="numpy") as file:
-                names = list(file.keys())
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{folder / SINGLE}: not a whole safetensors file ({error}); fetch it again") from error
-        yield from ((name, SINGLE) for name in names)
-    else:
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        hint = f"{pickles[0].name} is a pickle, which is never loaded; convert it" if pickles else "nothing to load"
-        raise UserError(f"{folder}: no {SINGLE} and no {INDEX} ({hint})")
-
-
 def _hf_names(spec: ParameterSpec) -> list[str]:
     return [spec.hf_name.format(layer=i) for i in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
 
 
 def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> None:
     """Compares every tensor's name and shape with the table; all problems in one line."""
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    if config.tie_embeddings and embedding not in files.where and head in files.where:
+        files.rename(head, embedding)  # shared tensors are written once, by either name
     problems = []
     expected = {name: spec for spec in parameter_specs(config).values() for name in _hf_names(spec)}
     for name, spec in expected.items():
@@ -107,10 +55,12 @@ def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> Non
             problems.append(f"{name} is missing")
         elif tuple(shape := files.slices(name).get_shape()) != spec.hf_shape:
             problems.append(f"{name} has shape {list(shape)} instead of {list(spec.hf_shape)}")
+        elif (stored := files.slices(name).get_dtype()) not in _FLOATS:
+            problems.append(f"{name} is stored as {stored}, quantised, and only {', '.join(_FLOATS)} can be read")
     extra = sorted(files.where.keys() - expected.keys())
-    if config.tie_embeddings and "lm_head.weight" in extra:
-        extra.remove("lm_head.weight")
-        if not np.array_equal(files.slices("lm_head.weight")[:], files.slices("model.embed_tokens.weight")[:]):
+    if config.tie_embeddings and head in extra and not problems:
+        extra.remove(head)
+        if not np.array_equal(files.slices(head)[:], files.slices(embedding)[:]):
             problems.append("lm_head.weight differs from the embedding, but config.json says tie_word_embeddings")
     # Buffers that old exporters wrote; they are functions of the config.
     problems += [
@@ -118,7 +68,7 @@ def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> Non
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        advice = "; config.json and weights are of different models: fetch both again"
+        advice = "; config.json and weights do not belong together: take the folder of one unquantised, merged model"
         raise UserError(f"{folder}: " + "; ".join(problems[:3]) + more + advice)
 
 

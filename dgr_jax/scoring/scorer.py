@@ -111,6 +111,7 @@ class Scorer:
 
     Attributes:
       cost: of all that was scored so far.
+      longest: tokens of the longest trace that is scored whole: `max_length`, or the model's positions if fewer.
 
     Raises:
       UserError: a tokenizer that does not fit the model, or a setting out of its range.
@@ -122,6 +123,7 @@ class Scorer:
         if chat:
             chat.check_fits(model.config.vocab_size)
         self.model, self._chat, self._settings = model, chat, ScoreSettings(**settings)
+        self.longest = min(self._settings.max_length, model.config.max_positions)
         self.cost = Cost()
         self._sharding = batch_sharding(mesh) if mesh is not None else None
         self._plan = functools.partial(
@@ -163,8 +165,8 @@ class Scorer:
             done, which is before they come out.
 
         Raises:
-          UserError: a trace is longer than `max_length` and `on_long` is "error", or cannot be rendered; the message
-            names it.
+          UserError: a trace is longer than `longest` and `on_long` is "error", or cannot be rendered; the message names
+            it.
         """
         rendered = render_all(self.chat, traces, self._settings.workers)
         with contextlib.closing(self._run(self._jobs(rendered), on_scored)) as jobs:
@@ -172,7 +174,7 @@ class Scorer:
                 scores = iter(job.scores)
                 for trace, item, parts in job.payload:
                     log_probs = np.concatenate([next(scores).log_probs for _ in range(parts)])
-                    long = self._settings.on_long if len(item.token_ids) > self._settings.max_length else None
+                    long = self._settings.on_long if len(item.token_ids) > self.longest else None
                     yield TraceScore.of(trace.id, item, log_probs, keep_tokens, long)
 
     def score_sequences(
@@ -210,14 +212,16 @@ class Scorer:
 
     def _parts(self, trace: Trace, rendered: Rendered) -> list[TokenSequence]:
         """A trace as one sequence, or as windows."""
-        whole, longest = TokenSequence.of_response(rendered), self._settings.max_length
+        whole, longest = TokenSequence.of_response(rendered), self.longest
         length = len(whole.token_ids)
         if length <= longest:
             return [whole]
         if self._settings.on_long == "error":
+            mine = longest == self._settings.max_length
+            limit = f"`max_length`={longest}; raise it," if mine else f"the model's {longest} positions;"
             raise UserError(
-                f"trace {trace.id!r} has {length} tokens, more than `max_length`={longest}; raise it, drop the trace, "
-                "or set `on_long` to truncate or roll"
+                f"trace {trace.id!r} has {length} tokens, more than {limit} drop the trace, or set `on_long` to "
+                "truncate or roll"
             )
         if self._settings.on_long == "truncate":
             return [TokenSequence(whole.token_ids[:longest], whole.scored[:longest])]

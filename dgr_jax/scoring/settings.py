@@ -14,7 +14,7 @@ class ScoreSettings:
     """How a `Scorer` works; none of it changes the score of a trace that fits.
 
     Attributes:
-      max_length: longest trace accepted, in tokens.
+      max_length: longest trace accepted, in tokens; a model with fewer positions accepts no more than those.
       on_long: what happens to a longer one: "error", "truncate" (its first `max_length` tokens are scored), or "roll"
         (all are, in windows of `max_length` that overlap by half).
       tokens_per_batch: size of a batch, the same for every row length; None for `usual_tokens_per_batch()`.

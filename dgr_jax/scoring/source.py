@@ -15,7 +15,7 @@ from dgr_jax.data.stream import TraceStream
 from dgr_jax.errors import UserError
 from dgr_jax.models.folder import fingerprint_model, load_config, local_folder
 from dgr_jax.models.sharding import mesh_or_none
-from dgr_jax.models.weights import default_dtype
+from dgr_jax.models.weights import default_dtype, from_pretrained
 from dgr_jax.run import hosts
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.shards import Shards
@@ -24,6 +24,7 @@ from dgr_jax.scoring.cost import Cost
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.scoring.settings import ScoreSettings
 from dgr_jax.scoring.trace_score import TraceScore
+from dgr_jax.tokens.chat import ChatFormat
 
 
 class ScoringModel:
@@ -47,21 +48,26 @@ class ScoringModel:
         mesh: str = "auto",
         implementation: str | None = None,
     ):
-        self.folder, self.settings = local_folder(model), settings
+        self.folder = local_folder(model)
         self.dtype, self.mesh, self.implementation = dtype or default_dtype(), mesh, implementation
         self.config = load_config(self.folder)
+        # What is recorded is what holds.
+        self.settings = dataclasses.replace(
+            settings, max_length=max(2, min(settings.max_length, self.config.max_positions))
+        )
         self.fingerprint = fingerprint_model(self.folder)
+
+    @functools.cached_property
+    def chat(self) -> ChatFormat:
+        """How traces become tokens for the model."""
+        return ChatFormat.from_pretrained(self.folder)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
         """The scorer, with what it cost so far."""
-        return Scorer.from_pretrained(
-            self.folder,
-            mesh=mesh_or_none(self.mesh),
-            dtype=self.dtype,
-            implementation=self.implementation,
-            **dataclasses.asdict(self.settings),
-        )
+        mesh = mesh_or_none(self.mesh)
+        model = from_pretrained(self.folder, mesh=mesh, dtype=self.dtype, implementation=self.implementation)
+        return Scorer(model, self.chat, mesh=mesh, **dataclasses.asdict(self.settings))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,7 @@ def score_source(
         "on_long": chosen.on_long,
         "traces_per_shard": chosen.traces_per_shard,
         "dtype": model.dtype,
+        "chat": model.chat.fingerprint,
     }
     asked: dict[str, Any] = {"inputs": {"traces": stream.fingerprint}, "model": model.fingerprint, "seed": seed}
     batches = {"mesh": model.mesh, "tokens_per_batch": chosen.tokens_per_batch, "share": chosen.share_prefixes}

@@ -217,6 +217,7 @@ class Study:
             "decoding": dataclasses.asdict(self._decoding),
             "samples_per_item": self.config["samples_per_item"],
             "judge": self._judge.fingerprint,
+            "chat": self._model(arm["model"])[1].fingerprint,
             "dtype": self.config["dtype"],
         }
         suites = {s.name: fingerprint_records(dataclasses.asdict(item) for item in s.items) for s in self._suites}

@@ -16,19 +16,32 @@ _MOST_SHAPES = 8
 """Shapes of a training run. With the longest step's for all, a third of the embedded model's training was padding."""
 
 
-def training_sequences(traces: Sequence[Trace], chat: ChatFormat, row_length: int) -> list[TokenSequence]:
+def training_sequences(
+    traces: Sequence[Trace], chat: ChatFormat, row_length: int, max_positions: int | None = None
+) -> list[TokenSequence]:
     """Renders traces; targets are all response tokens (reasoning, answer and the end token).
 
+    Args:
+      traces: what to train on.
+      chat: how they become tokens.
+      row_length: tokens of a packed row.
+      max_positions: of the model, where it is known.
+
     Raises:
-      UserError: a trace does not fit a row; the message names it.
+      UserError: a trace does not fit a row or the model; the message names it.
     """
     sequences = []
     for trace in traces:
         rendered = chat.render(trace)
-        if len(rendered.token_ids) > row_length:
+        length = len(rendered.token_ids)
+        if length > row_length:
             raise UserError(
-                f"trace {trace.id!r} has {len(rendered.token_ids)} tokens, more than `row_length`={row_length}; "
-                "raise it, or drop the trace"
+                f"trace {trace.id!r} has {length} tokens, more than `row_length`={row_length}; raise it, or drop the "
+                "trace"
+            )
+        if max_positions is not None and length > max_positions:
+            raise UserError(
+                f"trace {trace.id!r} has {length} tokens, more than the model's {max_positions} positions; drop it"
             )
         sequences.append(TokenSequence.of_response(rendered))
     return sequences

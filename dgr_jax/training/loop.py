@@ -86,9 +86,15 @@ def train(
       label: name on the progress bar.
 
     Raises:
-      UserError: nothing to train on, or a checkpoint of another model in `folder`.
+      UserError: nothing to train on, a sequence beyond the model's positions, or a checkpoint of another model in
+        `folder`.
       DivergedError: the loss is infinite or not a number.
     """
+    longest = max((len(sequence.token_ids) for sequence in sequences), default=0)
+    if longest > model.config.max_positions:
+        raise UserError(
+            f"a sequence has {longest} tokens, more than the model's {model.config.max_positions} positions; drop it"
+        )
     sharding = batch_sharding(mesh, leading=1) if mesh is not None else None
     plan = BatchPlan(sequences, recipe, row_multiple=data_parallelism(mesh))
     model = jax.tree.map(lambda x: x.astype(recipe.master_dtype), model)

@@ -3,11 +3,14 @@
 import contextlib
 import http.server
 import json
+import logging
+import socket
 import threading
 
 import pytest
 
 from dgr_jax.errors import UserError
+from dgr_jax.generation import openai
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.openai import API_KEY_VARIABLE, OpenAIEngine
 
@@ -79,6 +82,23 @@ def test_what_is_asked(monkeypatch):
         ({"content": None, "reasoning_content": "a"}, "length", "<think>\na"),
         ({"content": None}, "length", ""),
         ({"content": "\ud800b"}, "stop", "?b"),
+        # A field that is empty says that the server splits, and that nothing was thought.
+        ({"content": "\n\nb", "reasoning_content": ""}, "stop", "<think>\n\n</think>\n\nb"),
+        ({"content": "b", "reasoning_content": "\n"}, "stop", "<think>\n\n</think>\n\nb"),
+        ({"content": "a</think>b", "reasoning_content": ""}, "stop", "a</think>b"),
+        ({"content": "a</think>b", "reasoning_content": None}, "stop", "a</think>b"),
+        ({"content": "", "reasoning_content": ""}, "length", ""),
+        ({"content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]}, "stop", "bc"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "a"}]},
+                    {"type": "text", "text": "b"},
+                ]
+            },
+            "stop",
+            "<think>\na\n</think>\n\nb",
+        ),
     ],
 )
 def test_thinking_is_put_back(message, finish, text):
@@ -110,6 +130,79 @@ def test_failures_name_the_request(answer, message, calls, monkeypatch):
         with pytest.raises(UserError, match=f"request 'a': .*{message}") as caught:
             complete(url, Request("a", "q"), retries=2)
         assert len(received) == calls and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said_in_full",
+    ["This model's maximum context length is 1000 tokens", "input is too long", "max_tokens must be less than 100"],
+)
+def test_a_request_that_does_not_fit_is_truncated(said_in_full, caplog):
+    """As the built-in sampler has it; the others go on."""
+
+    def answer(body, _):
+        long = body["messages"][0]["content"] == "long"
+        return (400, {"message": said_in_full}) if long else said({"content": "ok"})
+
+    with serving(answer) as (url, _), caplog.at_level(logging.WARNING):
+        found = complete(url, Request("a", "long"), Request("b", "short"))
+    assert (found["a"].text, found["a"].truncated) == ("", True) and found["b"].text == "ok"
+    assert "request 'a': no room for it at the server" in caplog.text
+
+
+def test_other_refusals_end_the_run():
+    with serving(lambda *_: (400, "unknown parameter top_k")) as (url, _):
+        with pytest.raises(UserError, match="request 'a': .* answers 400 .*unknown parameter top_k"):
+            complete(url, Request("a", "q"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["[" * 100_000, "[]", '{"choices": [{"message": null, "finish_reason": "stop"}]}', '{"choices": [{"message": {}}]}',
+     '{"choices": [{"message": {"content": 7}, "finish_reason": "stop"}]}',
+     '{"choices": [{"message": {"content": [{"type": "image"}]}, "finish_reason": "stop"}]}'],
+)  # fmt: skip
+def test_garbage_is_one_line(answer):
+    with serving(lambda *_: (200, answer)) as (url, _):
+        with pytest.raises(UserError, match="request 'a': .*check `base_url`") as caught:
+            complete(url, Request("a", "q"), retries=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_bodies_are_bounded(monkeypatch):
+    monkeypatch.setattr(openai, "_MOST_BYTES", 1 << 20)
+    with serving(lambda *_: (200, "x" * (1 << 21))) as (url, _):
+        with pytest.raises(UserError, match="answers more than 1 MiB"):
+            complete(url, Request("a", "q"), retries=0)
+
+
+@pytest.mark.parametrize("pause", [0.05, 60.0])
+def test_a_server_that_hangs_or_drips_ends_by_the_clock(pause):
+    """A socket's timeout begins anew with every byte."""
+    listener, stop = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip():
+        with listener, listener.accept()[0] as peer, contextlib.suppress(OSError):
+            peer.recv(1 << 16)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not stop.wait(pause):
+                peer.sendall(b" ")
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="cannot be reached .*timed out"):
+            complete(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", Request("a", "q"), retries=0, timeout=0.5)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch):
+    monkeypatch.setenv(API_KEY_VARIABLE, "sec\nret")
+    with serving(lambda *_: said({"content": "ok"})) as (url, received):
+        with pytest.raises(UserError, match="OPENAI_API_KEY holds characters that cannot be sent") as caught:
+            complete(url, Request("a", "q"))
+    assert not received and "sec" not in str(caught.value).replace("OPENAI", "")
 
 
 def test_nobody_there():

@@ -70,11 +70,11 @@ def test_a_missing_tensor_is_named(folder):
 def test_an_index_that_is_wrong_is_named(folder):
     elsewhere = sorted(folder.glob("model-*.safetensors"))[0].name
     edit_index(folder, lambda places: places.update({"model.norm.weight": elsewhere}))
-    with pytest.raises(UserError, match="has no tensor 'model.norm.weight', though the index says so"):
+    with pytest.raises(UserError, match="has no tensor 'model.norm.weight' .*; fetch the file and its index again"):
         from_pretrained(folder)
     for text in ('{"weight_map": 3}', "[]", "{", '{"weight_map": {"a"'):
         (folder / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(UserError, match="not a safetensors index"):
+        with pytest.raises(UserError, match="index.json: not (a safetensors index|JSON)"):
             from_pretrained(folder)
 
 

@@ -1,5 +1,6 @@
 """A trace's score is the same number whatever surrounds it, and the number that float64 gives."""
 
+import dataclasses
 import functools
 import json
 import threading
@@ -12,8 +13,13 @@ from hypothesis import given, settings
 
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
+from dgr_jax.models.weights import from_pretrained
 from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.packing import TokenSequence
+from dgr_jax.training.batches import training_sequences
+from dgr_jax.training.loop import train
+from dgr_jax.training.recipe import Recipe
 from tests.scoring.cases import distributions_in_float64, draw_traces, in_float64, log_probs_in_float64
 
 
@@ -196,3 +202,19 @@ def test_an_error_in_the_input_comes_after_what_was_before_it(scorer):
     with pytest.raises(UserError, match="row 21 is bad"):
         found += [next(scores).id for _ in range(21)]
     assert len(list(scores)) == 0
+
+
+def test_what_lies_beyond_the_models_positions_is_refused_or_cut(random_model):
+    """`max_position_embeddings` is a limit of its own, however large `max_length` is."""
+    model = from_pretrained(random_model)
+    model.config = dataclasses.replace(model.config, max_positions=40)
+    chat = ChatFormat.from_pretrained(random_model)
+    long = next(trace for trace in draw_traces(40) if len(chat.render(trace).token_ids) > 60)
+    with pytest.raises(UserError, match="more than the model's 40 positions; drop the trace, or set `on_long`"):
+        list(Scorer(model, chat).score([long]))
+    (cut,) = Scorer(model, chat, on_long="truncate").score([long], keep_tokens=True)
+    assert cut.long == "truncate" and len(cut.prompt_token_ids) + len(cut.token_ids) == 40
+    with pytest.raises(UserError, match="more than the model's 40 positions; drop it"):
+        training_sequences([long], chat, 512, 40)
+    with pytest.raises(UserError, match="more than the model's 40 positions; drop it"):
+        train(model, training_sequences([long], chat, 512), Recipe(row_length=512, steps=1))
