@@ -37,7 +37,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "eval": ["math-verify[antlr4_11_0]>=0.9"],
-        "harness": ["lm_eval>=0.4.13,<0.5"],
+        "harness": ["lm_eval>=0.4.13,<0.5", "pytablewriter>=0.60"],
         "tensorboard": ["tensorboardX"],
         "gcs": ["gcsfs"],
     },

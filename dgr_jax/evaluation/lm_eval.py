@@ -11,6 +11,7 @@ import collections
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,19 +21,33 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shown
 from dgr_jax.generation.engine import Decoding
 from dgr_jax.generation.sampler import Prompt, Sampler
 from dgr_jax.models.folder import local_folder
 from dgr_jax.models.sharding import mesh_or_none
 from dgr_jax.models.weights import from_pretrained
+from dgr_jax.run.files import read_json
 from dgr_jax.run.progress import Progress
 from dgr_jax.scoring.scorer import Scorer, SequenceScores
 from dgr_jax.tokens.packing import TokenSequence
-from dgr_jax.tokens.tokenizer import check_vocabulary, load_tokenizer
+from dgr_jax.tokens.tokenizer import check_ids, check_vocabulary, load_tokenizer
 
 _MAX_GEN_TOKS = 256
 _ROWS = 64
+
+_SERVED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
+"""What a task may ask of generation, after lm_eval has settled their names."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,), "encoder_repetition_penalty": (1.0,), "length_penalty": (1.0,), "typical_p": (1.0,),
+    "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "min_p": (0.0,), "presence_penalty": (0.0,), "frequency_penalty": (0.0,),
+    "penalty_alpha": (0.0,), "diversity_penalty": (0.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,),
+    "early_stopping": (False,), "renormalize_logits": (False,), "use_cache": (True,),
+}  # fmt: skip
+"""Arguments of other backends -> the values with which they change nothing."""
+_PENALTIES = ("repetition_penalty", "no_repeat_ngram_size", "num_beams", "encoder_repetition_penalty", "min_p")
+"""Of those, what lm_eval's Hugging Face backend takes from a model's generation_config.json even when it is greedy."""
 
 
 class DgrJax(TemplateLM):
@@ -49,7 +64,7 @@ class DgrJax(TemplateLM):
       prefix_token_id: what stands before a text without context; by default the tokenizer's first or last token.
       enable_thinking: passed on to the chat template where it is given.
       chat_template_args: more of what is passed on to it.
-      think_end_token: generated text up to its last occurrence is dropped.
+      think_end_token: what is generated up to its last occurrence is dropped; a text, or a token's id.
       seed: of sampling.
       max_batch_size, device: accepted, as lm_eval passes them; a device is JAX's choice (JAX_PLATFORMS).
 
@@ -73,7 +88,7 @@ class DgrJax(TemplateLM):
         prefix_token_id: int | None = None,
         enable_thinking: bool | None = None,
         chat_template_args: dict[str, Any] | None = None,
-        think_end_token: str | None = None,
+        think_end_token: str | int | None = None,
         seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -83,6 +98,11 @@ class DgrJax(TemplateLM):
         del max_batch_size, device
         if unknown:
             raise UserError(f"model argument {min(unknown)!r} is not known; the docstring of DgrJax lists what is")
+        whole = {"max_length": max_length, "max_gen_toks": max_gen_toks, "tokens_per_batch": tokens_per_batch}
+        _check_type(int, **whole, prefix_token_id=prefix_token_id, seed=seed)
+        _check_type(bool, share_prefixes=share_prefixes, add_bos_token=add_bos_token, enable_thinking=enable_thinking)
+        _check_type(dict, chat_template_args=chat_template_args)
+        _check_type(str, pretrained=pretrained, dtype=dtype, mesh=mesh, implementation=implementation)
         folder = local_folder(pretrained)
         devices = mesh_or_none(mesh)
         model = from_pretrained(folder, mesh=devices, dtype=dtype, implementation=implementation)
@@ -99,7 +119,11 @@ class DgrJax(TemplateLM):
         self._chat_template_args = dict(chat_template_args or {})
         if enable_thinking is not None:
             self._chat_template_args["enable_thinking"] = enable_thinking
-        self._think_end_token, self._seed, self._pretrained = think_end_token, seed, pretrained
+        self._seed, self._pretrained = seed, pretrained
+        self._think_end_token, self._think_end_id = self._think_end(think_end_token)
+        file = folder / "generation_config.json"
+        own = read_json(file) if file.exists() else {}
+        self._own_penalties = {name: own[name] for name in _PENALTIES if own.get(name) is not None}
 
     @property
     def eot_token_id(self) -> int:
@@ -214,11 +238,18 @@ class DgrJax(TemplateLM):
         most = kwargs["max_gen_toks"]
         if most >= self.max_length:
             raise UserError(f"max_gen_toks={most} leaves no room for a context; max_length is {self.max_length}")
+        for name, value in {**self._own_penalties, **kwargs}.items():
+            if name not in _SERVED and value is not None and value not in _NEUTRAL.get(name, ()):
+                source = "the task" if name in kwargs else "the model's generation_config.json"
+                neutral = f"--gen_kwargs {name}={_NEUTRAL[name][0]} does without" if name in _NEUTRAL else "take it out"
+                raise UserError(
+                    f"generation argument {name}={shown(value)}, of {source}, is not implemented; {neutral}"
+                )
         sampled = bool(kwargs.get("do_sample"))
         decoding = Decoding(
-            temperature=float(kwargs.get("temperature") or 0.0) if sampled else 0.0,
-            top_p=float(kwargs.get("top_p") or 1.0) if sampled else 1.0,
-            top_k=int(kwargs.get("top_k") or 0) if sampled else 0,
+            temperature=_number("temperature", kwargs.get("temperature"), 0.0) if sampled else 0.0,
+            top_p=_number("top_p", kwargs.get("top_p"), 1.0) if sampled else 1.0,
+            top_k=int(_number("top_k", kwargs.get("top_k"), 0)) if sampled else 0,
             max_new_tokens=most,
         )
         seen = collections.Counter[str]()
@@ -230,24 +261,72 @@ class DgrJax(TemplateLM):
             prompts.append(Prompt(f"{digest}/{seen[digest]}", ids))
             seen[digest] += 1
 
-        def text_of(ids: Sequence[int]) -> str:
-            return self.tokenizer.decode(ids, skip_special_tokens=True)
-
         def is_done(ids: list[int]) -> bool:
-            text = text_of(ids)
+            rest = self._after_thinking(ids)
+            if rest is None:
+                return False
+            text = self._text(rest, special=True)
             if self._think_end_token:
                 _, closed, text = text.rpartition(self._think_end_token)
                 if not closed:
                     return False
             return any(term in text for term in until if term)
 
-        texts = {
-            generated.prompt.id: postprocess_generated_text(
-                text_of(generated.token_ids), stop=until, think_end_token=self._think_end_token
-            )
-            for generated in self.sampler.continue_tokens(prompts, decoding, seed=self._seed, stop=is_done)
-        }
+        found = self.sampler.continue_tokens(prompts, decoding, seed=self._seed, stop=is_done)
+        texts = {generated.prompt.id: self._answer(generated.token_ids, until) for generated in found}
         return [texts[prompt.id] for prompt in prompts]
+
+    def _think_end(self, given: str | int | None) -> tuple[str | None, int | None]:
+        """What ends the thinking: a text, or a token that text without special tokens would not show."""
+        if given is None or given == "":
+            return None, None
+        if isinstance(given, bool) or not isinstance(given, str | int):
+            raise UserError(f"model argument think_end_token is {given!r}; give the token's text or its id")
+        if isinstance(given, str) and not given.isdecimal():
+            added = self.tokenizer.added_tokens_decoder.items()
+            id = next((id for id, token in added if token.special and token.content == given), None)
+            return (given, None) if id is None else (None, id)
+        check_ids([int(given)], self.scorer.model.config.vocab_size, "model argument think_end_token")
+        return None, int(given)
+
+    def _after_thinking(self, ids: list[int]) -> list[int] | None:
+        """The tokens behind the last one that ends the thinking; None where none does."""
+        if self._think_end_id is None:
+            return ids
+        ends = [place for place, id in enumerate(ids) if id == self._think_end_id]
+        return ids[ends[-1] + 1 :] if ends else None
+
+    def _text(self, ids: Sequence[int], *, special: bool) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=not special)
+
+    def _answer(self, ids: list[int], until: Sequence[str]) -> str:
+        """The text of a generation, without its thinking, up to the first stop sequence."""
+        rest = self._after_thinking(ids)
+        kept = ids if rest is None else rest
+        # A stop sequence with a special token is seen in the tokens alone: the text is read without those.
+        for term in until:
+            if term and term not in self._text(kept, special=False) and term in self._text(kept, special=True):
+                kept = kept[: next(n for n in range(len(kept) + 1) if term in self._text(kept[:n], special=True))]
+                while term in self._text(kept, special=True):
+                    kept = kept[:-1]
+        text = self._text(kept, special=False)
+        text = text if self._think_end_id is None or rest is None else text.lstrip()
+        return postprocess_generated_text(text, stop=list(until), think_end_token=self._think_end_token)
+
+
+def _check_type(kind: type, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None and type(value) is not kind:
+            wanted = {int: "a whole number", bool: "True or False", dict: "an object", str: "a text"}[kind]
+            raise UserError(f"model argument {name} is {shown(value)}; give {wanted}")
+
+
+def _number(name: str, value: Any, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"generation argument {name} is {shown(value)}; give a number of 0 or more")
+    return float(value)
 
 
 def _total(score: SequenceScores) -> float:

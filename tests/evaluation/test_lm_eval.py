@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,9 @@ def samples(random_model, tmp_path_factory) -> dict[str, list[dict]]:
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    # A real table with its header: an old pytablewriter heads it "A B C D".
+    header = next(line for line in done.stdout.splitlines() if line.startswith("|"))
+    assert [cell.strip() for cell in header.split("|")][1:6] == ["Tasks", "Version", "Filter", "n-shot", "Metric"]
     assert all(task in done.stdout for task in tasks)
     found = {}
     for file in (folder / "out").rglob("samples_*.jsonl"):
@@ -109,6 +113,93 @@ def test_an_unknown_argument_is_named(random_model):
 
     with pytest.raises(UserError, match="model argument 'quantize' is not known; the docstring of DgrJax lists what"):
         DgrJax(str(random_model), quantize=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_length": "long"}, "max_length is 'long'; give a whole number"),
+        ({"add_bos_token": "yes"}, "add_bos_token is 'yes'; give True or False"),
+        ({"chat_template_args": "x"}, "chat_template_args is 'x'; give an object"),
+        ({"think_end_token": 1.5}, "think_end_token is 1.5; give the token's text or its id"),
+        ({"think_end_token": 10**6}, "think_end_token: token 1000000 is outside the vocabulary"),
+    ],
+)
+def test_model_arguments_of_a_wrong_type_are_named(random_model, wrong, message):
+    from dgr_jax.evaluation.lm_eval import DgrJax
+
+    with pytest.raises(UserError, match=message):
+        DgrJax(str(random_model), **wrong)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}, {"num_beams": 3}, {"min_p": 0.1},
+     {"stop_strings": ["x"]}, {"presence_penalty": 1.0}, {"do_sample": True, "temperature": 1.0, "top_p": "x"}],
+)  # fmt: skip
+def test_generation_arguments_that_are_not_served_are_refused(backend, asked):
+    with pytest.raises(UserError, match="generation argument .* (is not implemented|give a number)"):
+        backend._generate(["x"], {"max_gen_toks": 4, **asked})
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"do_sample": False}, {"repetition_penalty": 1.0}, {"num_beams": 1}, {"min_p": None}, {"temperature": 0.0},
+     {"do_sample": True, "temperature": 1.0, "top_k": 1}],
+)  # fmt: skip
+def test_generation_arguments_that_change_nothing_are_taken(backend, asked):
+    assert backend._generate(["x"], {"max_gen_toks": 4, **asked}) == backend._generate(["x"], {"max_gen_toks": 4})
+
+
+def test_penalties_of_the_models_own_config_are_not_dropped(random_model, tmp_path):
+    from dgr_jax.evaluation.lm_eval import DgrJax
+
+    shutil.copytree(random_model, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text('{"repetition_penalty": 1.05, "temperature": 0.6}')
+    model = DgrJax(str(tmp_path / "m"), max_length=60)
+    with pytest.raises(UserError, match=r"repetition_penalty=1.05, of the model's generation_config.json .*gen_kwargs"):
+        model._generate(["x"], {"max_gen_toks": 4})
+    assert model._generate(["x"], {"max_gen_toks": 4, "repetition_penalty": 1.0})
+
+
+def greedy(backend, context: str) -> list[int]:
+    from dgr_jax.generation.engine import Decoding
+    from dgr_jax.generation.sampler import Prompt
+
+    prompt = Prompt("p", backend.tok_encode(context))
+    (found,) = backend.sampler.continue_tokens([prompt], Decoding(0.0, max_new_tokens=12), seed=0)
+    return found.token_ids
+
+
+def test_special_tokens_stop_and_end_the_thinking(random_model, tmp_path):
+    """Text without special tokens never shows them."""
+    from dgr_jax.evaluation.lm_eval import DgrJax
+
+    plain = DgrJax(str(random_model), max_length=60)
+    written = {context: greedy(plain, context) for context in ("x", "jar", "Why is it", "the box", "open")}
+    context, place = next(
+        (context, n)
+        for context, ids in written.items()
+        for n in range(1, len(ids))
+        if ids[n] not in ids[:n] and ids[n] not in plain.tokenizer.added_tokens_decoder
+    )
+    ids = written[context]
+    # The same model, whose tokenizer calls that token special.
+    shutil.copytree(random_model, tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    parts = json.loads(file.read_text())
+    name = next(text for text, id in parts["model"]["vocab"].items() if id == ids[place])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    parts["added_tokens"].append({"id": ids[place], "content": name} | flags)
+    file.write_text(json.dumps(parts))
+    text = plain.tokenizer.decode
+    made = DgrJax(str(tmp_path / "m"), max_length=60)
+    assert made._generate([context], {"until": [name], "max_gen_toks": 12}) == [text(ids[:place])]
+    last = max(n for n, id in enumerate(ids) if id == ids[place])
+    for given in (name, ids[place], str(ids[place])):
+        thinking = DgrJax(str(tmp_path / "m"), max_length=60, think_end_token=given)
+        expected = made.tokenizer.decode(ids[last + 1 :], skip_special_tokens=True).lstrip()
+        assert thinking._generate([context], {"until": ["zzz"], "max_gen_toks": 12}) == [expected]
 
 
 def test_what_cannot_be_scored_is_said(backend):
