@@ -76,12 +76,25 @@ class Decoder(nnx.Module):
     @property
     def unembed_weight(self) -> jax.Array:
         """[V, D]; the embedding itself where the two are tied."""
-        return self.embed[...] if self.config.tie_embeddings else self.unembed[...]
+        return self.embed[...].astype(self.dtype) if self.config.tie_embeddings else self.unembed[...]
 
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of weights and activations."""
-        return self.embed[...].dtype
+        return self.final_norm[...].dtype
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """[B, T, D] embeddings of int32 [B, T] tokens, in the dtype of the calculation."""
+        return self.embed[...][tokens].astype(self.dtype)
+
+    def computing_in(self, dtype: str) -> "Decoder":
+        """The model with its matrices in a dtype, for a forward pass whose gradient is wanted in the original one.
+
+        The embedding stays as it is: its gradient is a sum over a batch's tokens, and bfloat16 cannot count beyond 256.
+        """
+        cast = jax.tree.map(lambda x: x.astype(dtype), self)
+        cast.embed = nnx.Param(self.embed[...])
+        return cast
 
     def parameters(self) -> dict[str, jax.Array]:
         """All arrays by the names of `parameter_specs(config)`."""
@@ -107,7 +120,7 @@ class Decoder(nnx.Module):
         tiles = self._prepared(visibility)
         body = lambda x, layer: (self._layer(x, layer, rotation, visibility, tiles)[0], None)  # noqa: E731
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
-        x, _ = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
+        x, _ = jax.lax.scan(body, self.embedded(tokens), self.layers, unroll=self._unroll)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
     def extend(
@@ -140,7 +153,7 @@ class Decoder(nnx.Module):
 
         indices = jnp.arange(self.config.num_layers)
         (x, k, v), _ = jax.lax.scan(
-            step, (self.embed[...][tokens], cache.k, cache.v), (self.layers, indices), unroll=self._unroll
+            step, (self.embedded(tokens), cache.k, cache.v), (self.layers, indices), unroll=self._unroll
         )
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), KVCache(k, v)
 
@@ -149,7 +162,7 @@ class Decoder(nnx.Module):
         rotation = rope(self.config, positions)
         tiles = self._prepared(visibility)
         body = lambda x, layer: self._layer(x, layer, rotation, visibility, tiles)  # noqa: E731
-        x, (k, v) = jax.lax.scan(body, self.embed[...][tokens], self.layers, unroll=self._unroll)
+        x, (k, v) = jax.lax.scan(body, self.embedded(tokens), self.layers, unroll=self._unroll)
         cache = KVCache(k.swapaxes(2, 3), v.swapaxes(2, 3))
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
 

@@ -1,7 +1,7 @@
 """Mesh and logical-axis rules: where every parameter and batch lives, in one small table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 from dgr_kernels import Partition
@@ -82,6 +82,32 @@ def parameter_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) ->
         for entry, size in zip(partition_spec(axes), shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def replication(mesh: Mesh, parameters: Iterable[tuple[Sequence[str], Sequence[int]]], itemsize: int) -> str | None:
+    """What a mesh cannot cut although its axes say so, and what that costs, in one line; None where it cuts everything.
+
+    Args:
+      mesh: the devices.
+      parameters: logical axes and shape of each.
+      itemsize: bytes of a number.
+    """
+    uncut: dict[str, str] = {}
+    extra = 0.0
+    for axes, shape in parameters:
+        wanted, found = partition_spec(axes), parameter_sharding(mesh, axes, shape).spec
+        lost = 1
+        for axis, size, entry, kept in zip(axes, shape, wanted, found, strict=True):
+            ways = math.prod(mesh.shape[name] for name in _names(entry))
+            if ways > 1 and kept is None:
+                lost *= ways
+                uncut[axis] = f"{size} {axis} by {'x'.join(_names(entry))}={ways}"
+        there = math.prod(mesh.shape[name] for entry in found for name in _names(entry))
+        extra += math.prod(shape) * itemsize / there * (1 - 1 / lost)
+    if not uncut:
+        return None
+    what = ", ".join(uncut.values())
+    return f"the mesh does not divide {what}: those stand whole, {extra / 2**20:,.0f} MiB more a device"
 
 
 def partition(mesh: Mesh) -> Partition:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 from dgr_kernels import KERNELS
 
 from dgr_jax.errors import UserError
@@ -22,7 +23,7 @@ from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
-from dgr_jax.models.sharding import parameter_sharding, partition
+from dgr_jax.models.sharding import parameter_sharding, partition, replication
 from dgr_jax.models.tensor_files import INDEX, SINGLE, TensorFiles
 from dgr_jax.run.files import whole_folder
 
@@ -132,8 +133,12 @@ def from_pretrained(
     files = TensorFiles(folder)
     _check(files, config, folder)
     target = jnp.dtype(dtype or default_dtype())
-    parameters = {}
-    for name, spec in parameter_specs(config).items():
+    parameters, specs = {}, parameter_specs(config)
+    if mesh is not None:
+        uncut = replication(mesh, ((spec.axes, spec.shape) for spec in specs.values()), target.itemsize)
+        if uncut:
+            logging.warning("%s: %s; choose sizes that divide them", folder, uncut)
+    for name, spec in specs.items():
         if mesh is None:
             parameters[name] = jnp.asarray(_read(files, spec, (slice(None),) * len(spec.shape), target))
         else:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from orbax import checkpoint as ocp
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of
 
 
 class CheckpointStore:
@@ -19,6 +20,7 @@ class CheckpointStore:
 
     def __init__(self, folder: epath.PathLike, *, keep: int = 2):
         self._folder = epath.Path(folder)
+        self._damaged: set[int] = set()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
         try:
             self._manager = ocp.CheckpointManager(
@@ -31,12 +33,38 @@ class CheckpointStore:
         """Ends what Orbax does in the background."""
         self._manager.close()
 
-    def latest_step(self) -> int | None:
-        """The newest step that was saved, or None."""
-        return self._manager.latest_step()
+    def restore_latest(self, like: Any) -> tuple[int, Any]:
+        """The newest checkpoint that can be read, and its step; `(0, like)` where there is none.
+
+        A damaged one is passed over with a warning; it stays until its step is saved again.
+
+        Args:
+          like: as `restore` takes it.
+
+        Raises:
+          UserError: a checkpoint does not fit `like`, or there are some and none can be read.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self.restore(step, like)
+            except UserError:
+                raise
+            except Exception as error:  # whatever Orbax and its formats raise over a torn file
+                logging.warning(
+                    "checkpoint %s/%d is damaged (%s); going back to an older one", self._folder, step, reason_of(error)
+                )
+                self._damaged.add(step)
+        if self._damaged:
+            raise UserError(
+                f"{self._folder}: no checkpoint can be read; restore one, or delete the folder to begin again"
+            )
+        return 0, like
 
     def save(self, step: int, state: Any) -> None:
         """Saves a pytree of arrays under a step number."""
+        if step in self._damaged:
+            self._manager.delete(step)
+            self._damaged.remove(step)
         self._manager.save(step, args=ocp.args.StandardSave(state))
         self._manager.wait_until_finished()
 

@@ -49,8 +49,7 @@ def loss_sum(model: Decoder, rows: PackedRows, *, remat: str = "none") -> jax.Ar
 @functools.partial(jax.jit, static_argnames=("optimizer", "remat", "compute_dtype"), donate_argnums=(0, 1))
 def _train_step(model, moments, rows, rate, *, optimizer, remat, compute_dtype):
     def loss(model: Decoder, micro: PackedRows) -> jax.Array:
-        cast = jax.tree.map(lambda x: x.astype(compute_dtype), model)
-        return loss_sum(cast, micro, remat=remat)
+        return loss_sum(model.computing_in(compute_dtype), micro, remat=remat)
 
     def accumulate(carry, micro):
         value, gradient = jax.value_and_grad(loss)(model, micro)
@@ -112,10 +111,9 @@ def train(
         first = 0
         if folder and recipe.checkpoint_every:
             store = open_files.enter_context(contextlib.closing(CheckpointStore(epath.Path(folder) / "checkpoints")))
-            if (latest := store.latest_step()) is not None:
-                leaves, structure = jax.tree.flatten((model, moments))
-                model, moments = jax.tree.unflatten(structure, store.restore(latest, leaves))
-                first = latest
+            leaves, structure = jax.tree.flatten((model, moments))
+            first, leaves = store.restore_latest(leaves)
+            model, moments = jax.tree.unflatten(structure, leaves)
         if folder:
             writer = open_files.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first)))
         progress = open_files.enter_context(Progress(label, plan.steps - first, "steps"))

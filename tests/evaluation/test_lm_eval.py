@@ -157,7 +157,7 @@ def test_penalties_of_the_models_own_config_are_not_dropped(random_model, tmp_pa
     shutil.copytree(random_model, tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text('{"repetition_penalty": 1.05, "temperature": 0.6}')
     model = DgrJax(str(tmp_path / "m"), max_length=60)
-    with pytest.raises(UserError, match=r"repetition_penalty=1.05, of the model's generation_config.json, .*gen_kwargs"):
+    with pytest.raises(UserError, match=r"repetition_penalty=1.05, of the model's .*gen_kwargs"):
         model._generate(["x"], {"max_gen_toks": 4})
     assert model._generate(["x"], {"max_gen_toks": 4, "repetition_penalty": 1.0})
 

@@ -9,10 +9,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from dgr_jax.errors import UserError
-from dgr_jax.models.sharding import make_mesh, partition_spec
+from dgr_jax.models.sharding import make_mesh, partition_spec, replication
 from dgr_jax.scoring.scorer import Scorer
 from tests.models.eight_devices import ROWS, continuations
 from tests.scoring.cases import in_float64
@@ -103,3 +103,13 @@ def test_logical_axes():
     assert partition_spec(("batch", None)) == PartitionSpec(("data", "fsdp"), None)
     with pytest.raises(ValueError, match="ask twice for the same mesh axis"):
         partition_spec(("heads", "ffn"))
+
+
+def test_what_a_mesh_does_not_divide_is_said_with_its_cost():
+    mesh = AbstractMesh((1, 2, 3), ("data", "fsdp", "tensor"))
+    whole = [(("ffn", "embed"), (6, 4)), (("norm",), (5,))]
+    assert replication(mesh, whole, 4) is None  # pyright: ignore[reportArgumentType]
+    heads = (("embed", "heads", "head"), (1024, 8, 128))
+    said = replication(mesh, [*whole, heads], 4)  # pyright: ignore[reportArgumentType]
+    # 4 MiB, cut in two by fsdp: 2 a device, where 2/3 would be.
+    assert said == "the mesh does not divide 8 heads by tensor=3: those stand whole, 1 MiB more a device"

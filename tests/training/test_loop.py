@@ -2,9 +2,11 @@
 
 import collections
 import json
+import logging
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from dgr_jax.tokens.packing import TokenSequence
 from dgr_jax.training.batches import BatchPlan, training_sequences
 from dgr_jax.training.loop import train
 from dgr_jax.training.recipe import Recipe, learning_rates
+from tests.small_models import write_folder
 
 CONFIG = Recipe(learning_rate=3e-3, steps=6, batch_size=4, row_length=256, warmup_fraction=0.3, seed=1)
 ROWS = safety_rows("r1_act", harmful=10, benign=5, seed=0)
@@ -178,6 +181,45 @@ def test_after_a_kill_training_goes_on_bit_for_bit(random_model, sequences, tmp_
     assert metrics(folder) == metrics(tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(resumed.model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(random_model, sequences, tmp_path, caplog):
+    whole = tune(random_model, sequences, folder=tmp_path, checkpoint_every=2, steps=4)
+    for file in (tmp_path / "checkpoints" / "4").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        again = tune(random_model, sequences, folder=tmp_path, checkpoint_every=2, steps=4)
+    assert [row["step"] for row in again.history] == [2, 3]
+    assert re.search(r"checkpoint .*/4 is damaged .*; going back to an older one", caplog.text)
+    for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(again.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert tune(random_model, sequences, folder=tmp_path, checkpoint_every=2, steps=4).history == []
+
+
+def test_checkpoints_that_are_all_damaged_are_kept_and_said(random_model, sequences, tmp_path):
+    tune(random_model, sequences, folder=tmp_path, checkpoint_every=1, steps=1)
+    for file in (tmp_path / "checkpoints" / "1").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint can be read; restore one, or delete the folder"):
+        tune(random_model, sequences, folder=tmp_path, checkpoint_every=1, steps=1)
+    assert (tmp_path / "checkpoints" / "1").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embeddings_gradient_counts_in_its_own_dtype(tmp_path, tied):
+    """In bfloat16, 4,096 gradients of 1 add up to 256."""
+    model = from_pretrained(write_folder(tmp_path, weights=True, tie_word_embeddings=tied))
+    tokens = jnp.full((2, 2048), 7)
+
+    def summed(model):
+        return model.computing_in("bfloat16").embedded(tokens).astype(jnp.float32).sum()
+
+    gradient = jax.grad(summed)(model).parameters()["embed"]
+    assert gradient.dtype == jnp.float32 and np.all(np.asarray(gradient[7]) == 4096)
+    cast = model.computing_in("bfloat16")
+    assert cast.dtype == cast.unembed_weight.dtype == cast.embedded(tokens).dtype == jnp.bfloat16
 
 
 def test_a_checkpoint_of_another_model_is_refused(random_model, tiny_lrm, sequences, tmp_path):
