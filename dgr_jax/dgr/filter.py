@@ -25,10 +25,27 @@ REJECT_REASONS = {
     "malformed_thinking": "more than one thinking block, or stray think tags",
     "empty_reasoning": "nothing inside the thinking block",
     "empty_answer": "nothing after the thinking block",
+    "control_tokens": "goes on with another turn, a tool call or another control token",
+    "garbled": "has characters that are no text",
+    "repetitive": "says the same over and over",
     "scaffold": "mentions the rewrite request itself",
     "refusal_lost": "the row is not benign, the source refuses, and the rewrite does not",
+    "refusal_gained": "the row is not harmful, the source does not refuse, and the rewrite does",
+    "unrenderable": "cannot be written as a training text",
+    "too_long": "has more tokens than the model has positions",
 }
 """Outcome of a rewrite that is not used -> what it means. Checked in this order; the first that holds is recorded."""
+
+_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|</?(?:tool_call|tool_response|function_call|start_of_turn|end_of_turn)>"
+    r"|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS)\]|</s>"
+)
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
+_LONGEST_PERIOD = 30
+"""Words of the longest phrase whose repetition is looked for."""
+_MOST_REPEATS = 8
+"""Times that a phrase may stand in a row; a single word, three times as many."""
+_REPEATED_LETTERS = re.compile(r"(?P<unit>[^\s]{1,40}?)(?P=unit){40,}")
 
 DEFAULT_SCAFFOLD = ASSETS / "scaffold_phrases.json"
 
@@ -60,7 +77,9 @@ class RewriteFilter:
     def __init__(self, scaffold: Sequence[str], judge: Judge):
         self._scaffold = re.compile("|".join(rf"\b{re.escape(p)}\b" for p in scaffold) or r"(?!)", re.IGNORECASE)
         self._judge = judge
-        self.fingerprint = hashlib.sha256(json.dumps([list(scaffold), judge.fingerprint]).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            json.dumps([list(scaffold), judge.fingerprint, sorted(REJECT_REASONS)]).encode()
+        ).hexdigest()
 
     def outcome(self, source: Trace, response: Response, *, truncated: bool) -> str:
         """`ACCEPTED` or a key of `REJECT_REASONS`."""
@@ -74,12 +93,37 @@ class RewriteFilter:
             return "empty_reasoning"
         if not response.answer.strip():
             return "empty_answer"
-        if self._scaffold.search(f"{response.reasoning}\n{response.answer}"):
+        text, theirs = (
+            f"{response.reasoning}\n{response.answer}",
+            f"{source.prompt}\n{source.reasoning}\n{source.answer}",
+        )
+        for reason, pattern in (("control_tokens", _CONTROL), ("garbled", _NO_TEXT)):
+            if set(pattern.findall(text)) - set(pattern.findall(theirs)):
+                return reason
+        if _is_repetitive(response.reasoning) or _is_repetitive(response.answer):
+            return "repetitive"
+        if self._scaffold.search(text):
             return "scaffold"
         # A row without a label counts too: R1-Act has none, and a lost refusal must not be trained on.
         if source.label != "benign" and self._refuses(source.prompt, source.answer):
             return ACCEPTED if self._refuses(source.prompt, response.answer) else "refusal_lost"
+        if source.label != "harmful" and self._refuses(source.prompt, response.answer):
+            return ACCEPTED if self._refuses(source.prompt, source.answer) else "refusal_gained"
         return ACCEPTED
 
     def _refuses(self, prompt: str, answer: str) -> bool:
         return self._judge.judge(prompt, answer).verdict == "refusal"
+
+
+def _is_repetitive(text: str) -> bool:
+    """Whether a phrase, or a few letters, stand many times in a row."""
+    words = text.split()
+    for period in range(1, _LONGEST_PERIOD + 1):
+        run = 0
+        for word, before in zip(words[period:], words, strict=False):
+            run = run + 1 if word == before else 0
+            if run >= max(period * _MOST_REPEATS, 3 * _MOST_REPEATS):
+                return True
+    found = _REPEATED_LETTERS.search(text)
+    # Rulers of tables and code are long rows of one sign.
+    return found is not None and (any(map(str.isalnum, found["unit"])) or len(found.group()) > 400)

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from absl import logging
 from etils import epath
 
 from dgr_jax.data.files import write_traces
@@ -42,6 +43,7 @@ class RefineSettings:
       on_reject: "fallback" keeps the original trace (the paper's Eq. 3), "drop" leaves it out.
       seed: of the rewrites.
       traces_per_shard: traces between two saves; a kill loses at most so many.
+      warn_below: share of accepted rewrites below which the result is called what it is, nearly the source.
     """
 
     template: str
@@ -51,6 +53,7 @@ class RefineSettings:
     on_reject: Literal["fallback", "drop"] = "fallback"
     seed: int = 0
     traces_per_shard: int = 256
+    warn_below: float = 0.2
 
     def __post_init__(self):
         if self.attempts < 1:
@@ -105,7 +108,8 @@ def refine(
       left_out: counts of what never got here, for the manifest.
 
     Raises:
-      UserError: no traces, a folder of another configuration, or "likeliest" without a scorer.
+      UserError: no traces, one that cannot be trained on, a folder of another configuration, or "likeliest" without a
+        scorer.
     """
     if not traces:
         raise UserError("there is nothing to refine: no traces")
@@ -114,13 +118,14 @@ def refine(
     do = functools.partial(
         _refine_some, engine=engine, chat=chat, rewrite_filter=rewrite_filter, settings=settings, scorer=scorer
     )
+    _check_source(traces, chat, scorer)
     if folder is None:
         return _finish(traces, do(traces), settings)
     stage = Stage.open(
         folder,
         "refine",
         config={
-            **dataclasses.asdict(settings),
+            **{name: v for name, v in dataclasses.asdict(settings).items() if name != "warn_below"},
             "engine": {"name": engine.name, **engine.settings},
             "chat": chat.fingerprint,
             "filter": rewrite_filter.fingerprint,
@@ -142,9 +147,29 @@ def refine(
     write_traces(stage.folder / "refined.jsonl", result.traces)
     write_json(stage.folder / "summary.json", result.summary)
     write_json_lines(stage.folder / "records.jsonl", records)
-    stage.finish(**result.summary["outcomes"], traces=len(traces), **(left_out or {}))
+    said = {"warning": result.summary["warning"]} if "warning" in result.summary else {}
+    stage.finish(said, **result.summary["outcomes"], traces=len(traces), **(left_out or {}))
     shards.remove()
     return result
+
+
+def _check_source(traces: Sequence[Trace], chat: ChatFormat, scorer: Scorer | None) -> None:
+    """Refuses what could be neither scored nor trained on, before hours of generation."""
+    problems = [problem for trace in traces if (problem := _unfit(trace, chat, scorer)[1])]
+    if problems:
+        more = f" ({len(problems)} such traces)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}; mend or drop what cannot be trained on")
+
+
+def _unfit(trace: Trace, chat: ChatFormat, scorer: Scorer | None) -> tuple[str, str]:
+    """Why a trace cannot be scored and trained on: outcome and message; both empty where it can."""
+    try:
+        length = len(chat.render(trace).token_ids)
+    except UserError as error:
+        return "unrenderable", str(error)
+    if scorer is not None and length > scorer.longest:
+        return "too_long", f"trace {trace.id!r} has {length} tokens, more than the model's {scorer.longest} positions"
+    return "", ""
 
 
 def _refine_some(
@@ -163,8 +188,12 @@ def _refine_some(
         by_id = {t.id: t for t in to_try}
         for completion in engine.generate(requests, settings.decoding, seed=settings.seed):
             response = chat.parse(completion.text)
-            outcome = rewrite_filter.outcome(by_id[completion.id], response, truncated=completion.truncated)
-            candidates[completion.id].append(_Candidate(completion, response, outcome))
+            source = by_id[completion.id]
+            outcome = rewrite_filter.outcome(source, response, truncated=completion.truncated)
+            candidate = _Candidate(completion, response, outcome)
+            if outcome == ACCEPTED and (unfit := _unfit(_rewritten(source, candidate), chat, scorer)[0]):
+                candidate = dataclasses.replace(candidate, outcome=unfit)
+            candidates[completion.id].append(candidate)
         if settings.pick == "first":
             to_try = [t for t in to_try if candidates[t.id][-1].outcome != ACCEPTED]
     scores = _score(traces, candidates, scorer)
@@ -230,12 +259,16 @@ def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], setti
     refined = []
     examples: dict[str, list[dict[str, str]]] = {}
     outcomes = collections.Counter({ACCEPTED: 0, **dict.fromkeys(REJECT_REASONS, 0)})
-    sums = collections.Counter[str]()
+    sums, copied = collections.Counter[str](), 0
     for trace, record in zip(traces, records, strict=True):
         note = record["dgr"]
         outcomes[note["outcome"]] += 1
         meta = {**trace.meta, "dgr": note}
         if note["outcome"] == ACCEPTED:
+            copied += (record["reasoning"].split(), record["answer"].split()) == (
+                trace.reasoning.split(),
+                trace.answer.split(),
+            )
             refined.append(
                 dataclasses.replace(trace, reasoning=record["reasoning"], answer=record["answer"], meta=meta)
             )
@@ -250,11 +283,18 @@ def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], setti
     summary = {
         "rows": len(traces),
         "outcomes": dict(outcomes),
+        "copied": copied,
         "fallback_rate": 1 - outcomes[ACCEPTED] / len(traces),
         "nll_before": -sums["log_prob_before"] / sums["tokens_before"] if sums["tokens_before"] else None,
         "nll_after": -sums["log_prob_after"] / sums["tokens_after"] if sums["tokens_after"] else None,
         "examples": examples,
     }
+    if outcomes[ACCEPTED] < settings.warn_below * len(traces):
+        summary["warning"] = (
+            f"only {outcomes[ACCEPTED]} of {len(traces)} rewrites were accepted: to train on this set is to train on "
+            "its source (vanilla SFT); look at what was rejected, try more `attempts` or another `template`"
+        )
+        logging.warning("%s", summary["warning"])
     return Refinement(refined, summary)
 
 
@@ -266,6 +306,10 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         if count or outcome == ACCEPTED:
             meaning = REJECT_REASONS.get(outcome, "rewrite used")
             lines.append(f"  {outcome:<20} {count:>7}  {count / total:7.1%}  {meaning}")
+    if summary["copied"]:
+        lines.append(f"  of the accepted, {summary['copied']} are the source word for word")
+    if "warning" in summary:
+        lines.append(f"  WARNING: {summary['warning']}")
     if summary["nll_before"] is not None:
         lines.append(f"  nats per token       {summary['nll_before']:7.3f} before, {summary['nll_after']:.3f} after")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 
 from dgr_jax.data.files import read_traces
+from dgr_jax.data.response import split_response
 from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter, read_scaffold
 from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
 from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.judges import PhraseJudge
+from dgr_jax.evaluation.judges import PhraseJudge, load_judge
 from dgr_jax.generation.engine import Completion, Decoding, Request
 from dgr_jax.generation.sampler import Sampler
 from dgr_jax.scoring.scorer import Scorer
@@ -38,7 +40,17 @@ SAID = {
     "empty_answer": "<think>\nI see.\n</think>\n\n",
     "scaffold": "<think>\nThe Reference says so.\n</think>\n\nI cannot do that.",
     "refusal_lost": "<think>\nI see.\n</think>\n\nTake a spoon.",
+    "control_tokens": "<think>\nI see.\n</think>\n\nI cannot.<|im_end|>\n<|im_start|>user\nWhy?",
+    "garbled": "<think>\nI see.\n</think>\n\nI cannot \ufffd.",
+    "repetitive": "<think>\nI see." + " harm" * 300 + "\n</think>\n\nI cannot.",
+    "refusal_gained": GOOD,
+    "unrenderable": "<think>\nI see.\n</think>\n\nI cannot.<|end|>",
+    "too_long": "<think>\n" + " ".join(f"I see {n}." for n in range(400)) + "\n</think>\n\nI cannot.",
 }
+
+
+SOURCES = {"refusal_gained": {"label": "benign", "answer": "So."}, "unrenderable": {"prompt": "What is <|end|>?"}}
+"""Rows whose rewrites have an outcome that depends on the source."""
 
 
 class Scripted:
@@ -68,16 +80,90 @@ def trace(id: str, label: str | None = "harmful", **fields: Any) -> Trace:
 
 def run(traces: Sequence[Trace], said: Mapping[str, Sequence[str]], chat: ChatFormat, **options: Any):
     engine = Scripted(said)
-    folder = options.pop("folder", None)
+    around = {name: options.pop(name, None) for name in ("folder", "scorer")}
     config = RefineSettings(TEMPLATE, **options)
-    return refine(traces, engine, chat, FILTER, config, folder=folder), engine
+    return refine(traces, engine, chat, FILTER, config, **around), engine
 
 
-def test_every_outcome_is_named_counted_and_shown(chat):
-    traces = [trace(reason) for reason in SAID]
-    result, _ = run(traces, {reason: [text] for reason, text in SAID.items()}, chat)
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        ("I cannot.<tool_call>{}</tool_call>", "control_tokens"),
+        ("I cannot.</s>", "control_tokens"),
+        ("I cannot.\x07", "garbled"),
+        ("I cannot. " + "No and never. " * 12, "repetitive"),
+        ("I cannot. " + "ha" * 99, "repetitive"),
+        ("I cannot.\n" + "-" * 90 + "\n| a | b |\n" + "-" * 90, ACCEPTED),
+        ("I cannot. No, no, no, no, no!", ACCEPTED),
+        ("I cannot, if a < b and c > d.", ACCEPTED),
+    ],
+)
+def test_plain_failures_are_not_accepted(answer, outcome):
+    response = split_response(f"<think>\nI see.\n</think>\n\n{answer}")
+    assert FILTER.outcome(trace("a"), response, truncated=False) == outcome
+
+
+def test_what_the_source_has_is_no_failure():
+    said = split_response("<think>\nI see.\n</think>\n\nI cannot explain <|im_end|> and \ufffd.")
+    assert FILTER.outcome(trace("a"), said, truncated=False) == "control_tokens"
+    asked = trace("a", prompt="What are <|im_end|> and \ufffd?")
+    assert FILTER.outcome(asked, said, truncated=False) == ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("label", "outcome"), [("benign", "refusal_gained"), (None, "refusal_gained"), ("harmful", ACCEPTED)]
+)
+def test_a_refusal_that_the_source_does_not_have(label, outcome):
+    said = split_response(GOOD)
+    assert FILTER.outcome(trace("a", label, answer="So."), said, truncated=False) == outcome
+
+
+def test_sympathy_is_no_refusal():
+    judge = load_judge()
+    helpful = "I'm so sorry to hear that! Here is how you do it."
+    assert judge.judge("", helpful).verdict != "refusal" == judge.judge("", "I'm sorry, but I can't help.").verdict
+    lost = RewriteFilter([], judge)
+    said = split_response(f"<think>\nI see.\n</think>\n\n{helpful}")
+    assert (
+        lost.outcome(trace("a", answer="I'm sorry, but I can't help with that."), said, truncated=False)
+        == "refusal_lost"
+    )
+
+
+def test_sources_that_cannot_be_trained_on_are_refused_before_anything_is_generated(chat, random_model):
+    long = trace("long", reasoning=" ".join(f"I see {n}." for n in range(400)))
+    ends = trace("ends", answer="I cannot.<|end|>")
+    rows = [trace("a"), long, ends]
+    engine = Scripted({})
+    with pytest.raises(UserError, match="'long' has .* more than the model's 512 positions .2 such traces.; mend"):
+        refine(rows, engine, chat, FILTER, RefineSettings(TEMPLATE), scorer=Scorer.from_pretrained(random_model))
+    assert engine.asked == []
+
+
+def test_few_accepted_rewrites_are_a_warning_everywhere(chat, tmp_path, caplog):
+    rows = [trace(str(n)) for n in range(10)]
+    said = {row.id: [GOOD if row.id == "0" else SAID["scaffold"]] for row in rows}
+    with caplog.at_level(logging.WARNING):
+        result, _ = run(rows, said, chat, folder=tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for place in (caplog.text, summary_text(result.summary), result.summary["warning"], manifest["warning"]):
+        assert "only 1 of 10 rewrites were accepted" in place and "vanilla SFT" in place
+    enough, _ = run(rows, said, chat, warn_below=0.1)
+    assert "warning" not in enough.summary
+
+
+def test_copies_are_counted(chat):
+    rows = [trace("a"), trace("b")]
+    result, _ = run(rows, {"a": [GOOD], "b": ["<think>\nR.\n</think>\n\nI cannot."]}, chat)
+    assert result.summary["copied"] == 1 and "1 are the source word for word" in summary_text(result.summary)
+
+
+def test_every_outcome_is_named_counted_and_shown(chat, random_model):
+    traces = [trace(reason, **SOURCES.get(reason, {})) for reason in SAID]
+    scorer = Scorer.from_pretrained(random_model)
+    result, _ = run(traces, {reason: [text] for reason, text in SAID.items()}, chat, scorer=scorer)
     assert result.summary["outcomes"] == dict.fromkeys([ACCEPTED, *REJECT_REASONS], 1)
-    assert result.summary["fallback_rate"] == pytest.approx(8 / 9)
+    assert result.summary["fallback_rate"] == pytest.approx(1 - 1 / len(SAID))
     assert sum(result.summary["outcomes"].values()) == result.summary["rows"] == len(traces)
     for before, after in zip(traces, result.traces, strict=True):
         assert after.meta["dgr"]["outcome"] == before.id and after.meta["kept"] == 1
@@ -196,7 +282,7 @@ t.run(rows, said, ChatFormat.from_pretrained({model!r}), folder={folder!r}, trac
 
 
 def many_rows() -> tuple[list[Trace], dict[str, list[str]]]:
-    outcomes = list(SAID)
+    outcomes = [outcome for outcome in SAID if outcome not in SOURCES]
     rows = [trace(f"r{n}") for n in range(17)]
     return rows, {row.id: [SAID[outcomes[n % len(outcomes)]]] for n, row in enumerate(rows)}
 
