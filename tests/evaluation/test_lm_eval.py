@@ -200,6 +200,10 @@ def test_special_tokens_stop_and_end_the_thinking(random_model, tmp_path):
         thinking = DgrJax(str(tmp_path / "m"), max_length=60, think_end_token=given)
         expected = made.tokenizer.decode(ids[last + 1 :], skip_special_tokens=True).lstrip()
         assert thinking._generate([context], {"until": ["zzz"], "max_gen_toks": 12}) == [expected]
+        # A stop string fires behind the thinking alone.
+        inside = text(ids[:1])
+        stopped = thinking._generate([context], {"until": [inside], "max_gen_toks": 12})
+        assert stopped == [expected.split(inside)[0]]
 
 
 def test_what_cannot_be_scored_is_said(backend):
