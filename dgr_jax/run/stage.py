@@ -21,7 +21,7 @@ from dgr_jax.run import hosts
 from dgr_jax.run.files import read_json, remove_partial, unfinished, write_json
 
 MANIFEST = "manifest.json"
-_IDENTITY = ("stage", "config", "inputs", "model", "seed")
+_IDENTITY = ("stage", "model", "inputs", "config", "seed")  # what explains most comes first
 
 
 def environment() -> dict[str, Any]:

@@ -76,7 +76,7 @@ BAD_MODELS: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
     "architecture": (edit_config(model_type="gpt2"), "'gpt2'; supported architectures are llama, qwen2, qwen3"),
     "config key": (edit_config(twist=2), "config.json: unknown key 'twist'; remove it if"),
     "shape": (edit_config(num_hidden_layers=3), r"model\.layers\.2\.input_layernorm\.weight is missing"),
-    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "cannot be loaded .* needs tokenizer.json"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "cannot be loaded .* needs a whole tokenizer.json"),
     "no template": (lambda m: (m / "chat_template.jinja").unlink(), "no chat template; add chat_template.jinja"),
 }
 

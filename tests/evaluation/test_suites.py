@@ -118,7 +118,7 @@ BAD_PUBLISHED = {
     "jailbreakbench": ("jailbreakbench", '[{"instruction": "p"}, {}]', ": row 2: field 'instruction' is missing"),
     "jailbreakbench not an object": ("jailbreakbench", '["text"]', ": row 1: found 'text', allowed a JSON object"),
     "jailbreakbench not a list": ("jailbreakbench", "{}", ": found dict, allowed a list of rows"),
-    "jailbreakbench not JSON": ("jailbreakbench", "[", ":1: not JSON"),
+    "jailbreakbench not JSON": ("jailbreakbench", "[", ": not JSON at column 2"),
     "empty": ("gsm8k", "\n", ": the suite is empty"),
     "only a header": ("strongreject", "category,forbidden_prompt\n", ": the suite is empty"),
     "gsm8k without a number": (
