@@ -370,7 +370,7 @@ def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_pat
         again(inputs=empty)
     with pytest.raises(UserError, match="`inputs` names no sources"):
         again(inputs="")
-    with pytest.raises(UserError, match="config.max_length was 32768 and is now 50; choose another folder"):
+    with pytest.raises(UserError, match="config.max_length was 512 and is now 50; choose another folder"):
         again(max_length=50)
 
 
