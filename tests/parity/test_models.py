@@ -180,7 +180,8 @@ def test_transformers_generates_the_same_greedy_tokens_from_our_export(torch, tm
     requests = [Request(str(number), prompt) for number, prompt in enumerate(prompts)]
     ours = {c.id: list(c.token_ids) for c in sampler.generate(requests, Decoding(0, max_new_tokens=80), seed=0)}
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    # AutoTokenizer would give every qwen2 the pre-tokenizer of Qwen2, whatever tokenizer.json says.
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
     assert model.generation_config.eos_token_id is not None
     for request in requests:
         ids = tokenizer.apply_chat_template(
