@@ -11,7 +11,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from absl import logging
 from etils import epath
 
 from dgr_jax.data.files import write_traces
@@ -294,7 +293,6 @@ def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], setti
             f"only {outcomes[ACCEPTED]} of {len(traces)} rewrites were accepted: to train on this set is to train on "
             "its source (vanilla SFT); look at what was rejected, try more `attempts` or another `template`"
         )
-        logging.warning("%s", summary["warning"])
     return Refinement(refined, summary)
 
 
