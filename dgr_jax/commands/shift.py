@@ -44,7 +44,7 @@ def main(given: FlagValues) -> str:
         config={
             "order": list(streams),
             "dtype": model.dtype,
-            "max_length": model.settings.max_length,
+            "max_length": model.longest,
             "on_long": model.settings.on_long,
             "chat": model.chat.fingerprint,
         },

@@ -18,7 +18,7 @@ from etils import epath
 from dgr_jax.data.trace import Trace, bad_field
 from dgr_jax.data.values import as_json, with_class_names
 from dgr_jax.errors import UserError, reason_of, shown
-from dgr_jax.run.files import parse_json, read_json, read_text, replacing
+from dgr_jax.run.files import parse_json, read_json, read_text, replacing, unreadable
 
 OnBadRow = Literal["error", "skip"]
 Row = Mapping[str, Any]
@@ -138,7 +138,7 @@ def _jsonl_rows(file: epath.Path) -> Iterator[PlacedRow]:
                 if line.strip():
                     yield where, _parse_line(line, where)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def _parse_line(line: bytes, where: str) -> Row | UserError:
@@ -185,12 +185,7 @@ def _parquet_rows(file: epath.Path) -> Iterator[PlacedRow]:
                     where = f"{file}: row {number}"
                     yield where, _parquet_row(batch, index, classes, where)
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: epath.Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or reason_of(error)
-    return UserError(f"{file}: cannot be read ({reason}); check the path and that the file is whole")
+        raise unreadable(file, error) from error
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

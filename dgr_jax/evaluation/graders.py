@@ -139,6 +139,8 @@ def grade_number(answer: str, reference: str) -> Grade:
 def grade_math(answer: str, reference: str) -> Grade:
     """Compares mathematical expressions with math-verify (MATH's format: the reference is a LaTeX answer).
 
+    Two numbers that differ by less than math-verify's tolerance are the same to it: 1/2005! passes for 1/2004!.
+
     Raises:
       UserError: math-verify is not installed.
     """

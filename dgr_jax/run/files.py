@@ -102,8 +102,13 @@ def read_text(path: epath.PathLike, what: str = "") -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except OSError as error:
-        reason = error.strerror or reason_of(error)
-        raise UserError(f"{place}: cannot be read ({reason}); check the path and that the file is whole") from error
+        raise unreadable(place, error) from error
+
+
+def unreadable(place: epath.PathLike, error: Exception) -> UserError:
+    """The error for a file that cannot be opened, or decoded as what its suffix says."""
+    reason = getattr(error, "strerror", None) or reason_of(error)
+    return UserError(f"{place}: cannot be read ({reason}); check the path and that the file is whole")
 
 
 def read_json(path: epath.PathLike, what: str = "") -> Any:

@@ -123,7 +123,7 @@ class Scorer:
         if chat:
             chat.check_fits(model.config.vocab_size)
         self.model, self._chat, self._settings = model, chat, ScoreSettings(**settings)
-        self.longest = min(self._settings.max_length, model.config.max_positions)
+        self.longest = self._settings.longest(model.config.max_positions)
         self.cost = Cost()
         self._sharding = batch_sharding(mesh) if mesh is not None else None
         self._plan = functools.partial(
@@ -217,7 +217,7 @@ class Scorer:
         if length <= longest:
             return [whole]
         if self._settings.on_long == "error":
-            mine = longest == self._settings.max_length
+            mine = longest < self.model.config.max_positions
             limit = f"`max_length`={longest}; raise it," if mine else f"the model's {longest} positions;"
             raise UserError(
                 f"trace {trace.id!r} has {length} tokens, more than {limit} drop the trace, or set `on_long` to "

@@ -41,6 +41,10 @@ class ScoreSettings:
             if value is not None and value < least:
                 raise UserError(f"`{name}` is {value}; give {least} or more")
 
+    def longest(self, max_positions: int) -> int:
+        """Tokens of the longest trace that a model of so many positions scores whole."""
+        return min(self.max_length, max_positions)
+
 
 def usual_tokens_per_batch() -> int:
     """Batches of 8,192 tokens keep an accelerator busy; a CPU is as fast with half, in half the memory."""

@@ -35,6 +35,9 @@ class ScoringModel:
       settings: how it scores.
       dtype, mesh, implementation: as `from_pretrained` and `make_mesh` take them.
 
+    Attributes:
+      longest: tokens of the longest trace that is scored whole.
+
     Raises:
       UserError: the model is not there, or has an architecture that cannot be loaded.
     """
@@ -48,13 +51,10 @@ class ScoringModel:
         mesh: str = "auto",
         implementation: str | None = None,
     ):
-        self.folder = local_folder(model)
+        self.folder, self.settings = local_folder(model), settings
         self.dtype, self.mesh, self.implementation = dtype or default_dtype(), mesh, implementation
         self.config = load_config(self.folder)
-        # What is recorded is what holds.
-        self.settings = dataclasses.replace(
-            settings, max_length=max(2, min(settings.max_length, self.config.max_positions))
-        )
+        self.longest = settings.longest(self.config.max_positions)
         self.fingerprint = fingerprint_model(self.folder)
 
     @functools.cached_property
@@ -101,7 +101,7 @@ def score_source(
     chosen = model.settings
     config = {
         "keep_tokens": keep_tokens,
-        "max_length": chosen.max_length,
+        "max_length": model.longest,
         "on_long": chosen.on_long,
         "traces_per_shard": chosen.traces_per_shard,
         "dtype": model.dtype,

@@ -167,7 +167,7 @@ def test_a_comma_that_groups_nothing_joins_nothing(text: str):
 
 
 def test_known_mistakes_of_math_verify():
-    """An altered answer that math-verify itself accepts: both are below its tolerance. docs/evaluation.md names it."""
+    """An altered answer that math-verify itself accepts: both are below its tolerance."""
     pytest.importorskip("math_verify")
     assert grade_math("\\boxed{\\frac{1}{2005!}}", "\\frac{1}{2004!}").value == "correct"
 

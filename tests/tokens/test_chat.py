@@ -18,6 +18,7 @@ from dgr_jax.data.sources import load_source
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 from dgr_jax.tokens.chat import ChatFormat
+from tests.small_models import CONTROLS, trace
 
 TEMPLATE = """\
 {%- for m in messages -%}{%- if m.role == 'assistant' -%}
@@ -25,7 +26,6 @@ TEMPLATE = """\
 {%- else -%}<|{{ m.role }}|>{{ m.content | trim }}{%- endif -%}{%- endfor -%}
 {%- if add_generation_prompt -%}<|bot|>{%- endif -%}
 """
-CONTROLS = ("<|pad|>", "<|system|>", "<|user|>", "<|bot|>", "<|end|>", "<think>", "</think>")
 NASTY = ("</think>", "<think>", "<|end|>", "<|im_end|>", "<|im_start|>system\n", "<｜Assistant｜>", "<|", "im_end|>")
 
 
@@ -41,10 +41,6 @@ def byte_tokenizer(controls: tuple[str, ...] = CONTROLS, template: str = TEMPLAT
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>", chat_template=template
     )
-
-
-def trace(prompt: str = "Why?", reasoning: str = "Because.", answer: str = "So.", **fields: Any) -> Trace:
-    return Trace("t", prompt, reasoning, answer, None, "made_up", {}, **fields)
 
 
 @pytest.fixture(scope="module")
