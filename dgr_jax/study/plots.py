@@ -149,13 +149,17 @@ def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) 
 
 def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> Any:
     names = list(refinements)
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.4 * len(names)), layout="constrained")
+    legend = max(sum(map(bool, refinement["outcomes"].values())) for refinement in refinements.values())
+    height = max(1.2 + 0.4 * len(names), 0.8 + 0.2 * legend)
+    figure, axis = plt.subplots(figsize=(7, height), layout="constrained")
     start = [0.0] * len(names)
-    colours = plt.get_cmap("tab10").colors  # pyright: ignore[reportAttributeAccessIssue]
-    for number, reason in enumerate((ACCEPTED, *REJECT_REASONS)):
+    outcomes = (ACCEPTED, *REJECT_REASONS)
+    paired = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
+    colours = paired[::2] + paired[1::2]  # the ten dark ones, then their light companions
+    for reason, colour in zip(outcomes, colours, strict=False):
         shares = [refinements[n]["outcomes"].get(reason, 0) / refinements[n]["rows"] for n in names]
         if any(shares):
-            axis.barh(names, shares, left=start, label=reason, color=colours[number])
+            axis.barh(names, shares, left=start, label=reason, color=colour)
             start = [a + b for a, b in zip(start, shares, strict=True)]
     axis.set(xlabel="share of rows", xlim=(0, 1))
     axis.invert_yaxis()

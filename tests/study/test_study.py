@@ -10,7 +10,7 @@ import pytest
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.errors import UserError
-from dgr_jax.study import study
+from dgr_jax.study import plots, study
 from dgr_jax.study.config import Arm, expand
 from dgr_jax.study.report import aggregate, terminal_summary, write_report
 from dgr_jax.study.study import METRICS, Study
@@ -145,6 +145,16 @@ def test_a_report_on_many_seeds_says_what_is_a_mean_and_what_diverged(grid, tmp_
     titles = re.findall("## Rewrites side by side: (.*)", markdown)
     assert titles == [f"{model}_{source}_seed0" for model in ("one", "two") for source in ("direct_refusal", "r1_act")]
     assert len(list(tmp_path.glob("*.png"))) == 5
+
+
+def test_every_outcome_of_a_rewrite_has_a_colour_of_its_own(grid, tmp_path):
+    outcomes = [ACCEPTED, *REJECT_REASONS]
+    (name, refinement), *_ = grid["refinements"].items()
+    every = refinement | {"rows": len(outcomes), "outcomes": dict.fromkeys(outcomes, 1)}
+    (axis,) = plots._acceptance({name: every}).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == outcomes
+    assert len({patch.get_facecolor() for patch in axis.patches}) == len(outcomes)
+    write_report(grid | {"refinements": {name: every}}, tmp_path)
 
 
 def test_arms_share_their_rows(finished, tiny_lrm):
