@@ -1,6 +1,9 @@
 """The one exception that means "the input is wrong, not the program"."""
 
 import contextlib
+import errno
+import os
+import re
 from collections.abc import Iterator
 
 
@@ -24,11 +27,31 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def shortage(error: BaseException) -> tuple[str, str] | None:
+    """What the machine has run out of, in the system's words, and what to do; None for other errors."""
+    number = getattr(error, "errno", None)
+    if number is None and (told := _TOLD.search(str(error))):
+        number = int(told[1])
+    return (os.strerror(number), _ADVICE[number]) if number in _ADVICE else None
+
+
+_TOLD = re.compile(r"os[_ ]error(?:_code=')? ?(\d+)")
+"""How TensorStore and safetensors, which write by themselves, pass on the system's number."""
+_ROOM = "free space there, and run the same command again: it goes on from what it has written"
+_FILES = "raise the limit of open files (ulimit -n 4096), and run the same command again"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES),
+    errno.EROFS: "give a writable folder",
+}
+
+
 @contextlib.contextmanager
 def foreign(found: str, advice: str) -> Iterator[None]:
-    """Whatever a library raises over somebody else's file becomes a `UserError`: "`found` (reason); `advice`".
+    """Whatever a library raises over a file becomes a `UserError`: "`found` (reason); `advice`".
 
-    Parsers of foreign formats fail in any way there is, those written in Rust with a panic that is no `Exception`.
+    Parsers of foreign formats fail in any way there is, those written in Rust with a panic that is no `Exception`. A
+    `shortage` has its own advice.
     """
     try:
         yield
@@ -37,4 +60,5 @@ def foreign(found: str, advice: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{found} ({reason_of(error)}); {advice}") from error
+        reason, advice = shortage(error) or (reason_of(error), advice)
+        raise UserError(f"{found} ({reason}); {advice}") from error

@@ -7,6 +7,8 @@ called with the parsed ones, returns what is printed at the end.
 import importlib
 import os
 import re
+import shlex
+import signal
 import sys
 from types import ModuleType
 from typing import Any, NoReturn
@@ -14,21 +16,20 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dgr_jax.commands.flags import CONFIG_ERRORS, refused_config
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shortage
 
 flags.disclaim_key_flags()  # the flags of a command are the script's own, so that --help lists them
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as a shell reports SIGINT."""
-BROKEN_PIPE = 141
-"""Exit status when the reader of our output left (`| head`), as a shell reports SIGPIPE."""
+_DIED_OF = 128
+"""With a signal's number, the exit status by which a shell reports that signal."""
 
 
 def run(name: str) -> None:
     """Parses the command line, runs a command of this folder and exits.
 
-    A `UserError` becomes "error: ..." on standard error and status 1; Ctrl-C becomes status 130; a reader that leaves
-    ends the script quietly. Any other exception is a bug and keeps its traceback.
+    A `UserError` becomes "error: ..." on standard error and status 1, and so does a full disk, wherever it is noticed;
+    Ctrl-C becomes status 130, SIGTERM 143; a reader that leaves ends the script quietly. Any other exception is a bug
+    and keeps its traceback.
     """
     command = importlib.import_module(f"dgr_jax.commands.{name}")
     sys.modules["__main__"].__doc__ = command.__doc__  # which absl shows as help
@@ -61,6 +62,9 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
             from dgr_jax.run import hosts
 
             hosts.join(_given("hosts"))
+        from dgr_jax.run.stopping import stop_on_sigterm
+
+        stop_on_sigterm()  # after JAX's own hosts have set up theirs
         print(command.main(flags.FLAGS))
         sys.stdout.flush()
     except UserError as error:
@@ -73,13 +77,18 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
         if not _given("implementation"):
             raise
         fail(f"--implementation: {error}")  # a named kernel says what it cannot serve
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stopped:
+        again = f"; to go on: python {shlex.join(sys.argv)}" if _given("output") else ""
+        print(f"interrupted{again}", file=sys.stderr)
+        sys.exit(_DIED_OF + getattr(stopped, "signal", signal.SIGINT))
     except BrokenPipeError:
         # What is left in the buffer would fail once more when Python closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
+        sys.exit(_DIED_OF + signal.SIGPIPE)
+    except OSError as error:
+        if (found := shortage(error)) is None:
+            raise
+        fail(f"{error.filename or 'the output'}: {'; '.join(found)}")
 
 
 def in_flags(message: str, given: flags.FlagValues) -> str:

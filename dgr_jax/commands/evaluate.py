@@ -20,6 +20,7 @@ def define(given: FlagValues) -> None:
         suite=flags.several("NAME:PATH, or a .jsonl file; repeatable."),
         limit=flags.whole(0, "Take the first so many items of each suite; 0 takes all.", 0),
         samples_per_item=flags.whole(1, "Answers per prompt.", 1),
+        answers_per_shard=flags.whole(2048, "Answers between two saves.", 1),
         instruction=flags.text(
             "Please reason step by step, and put your final answer within \\boxed{}.", "Put after problems."
         ),
@@ -44,6 +45,7 @@ def main(given: FlagValues) -> str:
         config={
             "decoding": dataclasses.asdict(decoding),
             "samples_per_item": given.samples_per_item,
+            "answers_per_shard": given.answers_per_shard,
             "instruction": given.instruction,
             "judge": judge.fingerprint,
             "chat": chat.fingerprint,
@@ -58,6 +60,7 @@ def main(given: FlagValues) -> str:
         evaluate(
             engine, chat, suites, decoding=decoding, samples_per_item=given.samples_per_item, seed=given.seed,
             judge=judge, output_dir=stage.folder, instructions={"reasoning": text, "math": text} if text else None,
+            answers_per_shard=given.answers_per_shard,
         )  # fmt: skip
         stage.finish(**{suite.name: len(suite.items) for suite in suites})
     table = summary_table(read_json(stage.folder / "results.json"))

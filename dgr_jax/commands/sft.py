@@ -67,7 +67,11 @@ def main(given: FlagValues) -> str:
         chat.check_fits(start.config.vocab_size)
         tuned = train(start, sequences, recipe, mesh=mesh, folder=stage.folder).model
         if not exported.exists():
-            save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
+            try:
+                save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
+            except UserError as error:
+                kept = "kept in its last checkpoint" if recipe.checkpoint_every else "lost, `checkpoint_every` is 0"
+                raise UserError(f"{exported}: {error}; the training is {kept}") from error
         targets = sum(sequence.targets for sequence in sequences)
         stage.finish(traces=len(inputs.traces), targets=targets, **inputs.left_out)
     steps = read_json_lines(stage.folder / "metrics.jsonl")

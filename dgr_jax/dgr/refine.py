@@ -138,9 +138,13 @@ def refine(
     if stage.finished:
         return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
     with Progress("refine", len(traces)) as progress:
-        for numbers in shards.missing():
-            shards.write(numbers, do([traces[i] for i in numbers]))
+
+        def records_of(numbers: range) -> list[dict[str, Any]]:
+            records = do([traces[i] for i in numbers])
             progress.advance(len(numbers))
+            return records
+
+        shards.complete(records_of)
     records = list(shards.read())
     result = _finish(traces, records, settings)
     write_traces(stage.folder / "refined.jsonl", result.traces)
@@ -148,7 +152,6 @@ def refine(
     write_json_lines(stage.folder / "records.jsonl", records)
     said = {"warning": result.summary["warning"]} if "warning" in result.summary else {}
     stage.finish(said, **result.summary["outcomes"], traces=len(traces), **(left_out or {}))
-    shards.remove()
     return result
 
 

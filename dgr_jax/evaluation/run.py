@@ -18,8 +18,6 @@ from dgr_jax.run.shards import Shards
 from dgr_jax.statistics import proportion
 from dgr_jax.tokens.chat import ChatFormat
 
-_ANSWERS_PER_SHARD = 2048
-
 _METRICS: dict[str, dict[str, Callable[[str], bool]]] = {
     "reasoning": {"reasoning_accuracy": lambda grade: grade == "correct"},
     "math": {"reasoning_accuracy": lambda grade: grade == "correct"},
@@ -40,6 +38,7 @@ def evaluate(
     judge: Judge,
     output_dir: epath.PathLike | None = None,
     instructions: Mapping[str, str] | None = None,
+    answers_per_shard: int = 2048,
 ) -> list[dict[str, Any]]:
     """Evaluates.
 
@@ -50,8 +49,10 @@ def evaluate(
       decoding, seed: how it is answered.
       samples_per_item: answers per prompt.
       judge: of harmful and benign requests.
-      output_dir: receives results.json and samples.jsonl; a run that was stopped goes on.
+      output_dir: receives results.json and samples.jsonl; a run that was stopped goes on. Answers stay in parts/, which
+        goes when the caller's stage is finished.
       instructions: kind of item -> text put after its prompts ("Put the final answer in \\boxed{}.").
+      answers_per_shard: answers between two saves; a kill loses at most so many.
 
     Returns:
       The rows of results.json: one per suite and metric, then one per group.
@@ -65,7 +66,7 @@ def evaluate(
         raise UserError(f"two suites are called {repeated[0]!r}; rename one of the files")
     wanted = [(suite, item, sample) for suite in suites for item in suite.items for sample in range(samples_per_item)]
     requests = [Request(f"{suite.name}/{i.id}", _prompt(i, instructions), sample) for suite, i, sample in wanted]
-    shards = Shards(epath.Path(output_dir), len(requests), _ANSWERS_PER_SHARD) if output_dir is not None else None
+    shards = Shards(epath.Path(output_dir), len(requests), answers_per_shard) if output_dir is not None else None
     done = {(c.id, c.attempt): c for c in _complete(engine, requests, decoding, seed, shards)}
     samples = [
         _grade(suite, item, request.prompt, done[request.id, request.attempt], chat, judge)
@@ -73,11 +74,10 @@ def evaluate(
     ]
     about = {"samples_per_item": samples_per_item, "seed": seed, "decoding": dataclasses.asdict(decoding)}
     rows = [row | about for suite in suites for row in _aggregate(suite, samples)]
-    if output_dir is not None and shards is not None:
+    if output_dir is not None:
         folder = epath.Path(output_dir)
         write_json_lines(folder / "samples.jsonl", samples)
         write_json(folder / "results.json", rows)
-        shards.remove()
     return rows
 
 
@@ -88,9 +88,12 @@ def _complete(
     if shards is None:
         yield from engine.generate(requests, decoding, seed=seed)
         return
-    for numbers in shards.missing():
+
+    def answers(numbers: range) -> list[dict[str, Any]]:
         found = engine.generate([requests[i] for i in numbers], decoding, seed=seed)
-        shards.write(numbers, [dataclasses.asdict(completion) for completion in found])
+        return [dataclasses.asdict(completion) for completion in found]
+
+    shards.complete(answers)
     for record in shards.read():
         yield Completion(**{**record, "token_ids": tuple(record["token_ids"])})
 

@@ -4,7 +4,7 @@ The standard library's client is enough: one POST per request, many in flight. T
 environment and goes to the named server only; redirects are not followed, since they would carry it elsewhere.
 """
 
-import concurrent.futures
+import functools
 import hashlib
 import http.client
 import json
@@ -22,6 +22,7 @@ from absl import logging
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN
 from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.generation.engine import Completion, Decoding, Request, stream_digest
+from dgr_jax.run.background import as_they_come
 from dgr_jax.run.progress import Progress
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -101,18 +102,11 @@ class OpenAIEngine:
           UserError: the server cannot be reached, or refuses; the message names the request. One that does not fit the
             server's context is truncated, and empty.
         """
-        with (
-            concurrent.futures.ThreadPoolExecutor(self._in_flight) as pool,
-            Progress("generate", len(requests), "requests") as progress,
-        ):
-            futures = [pool.submit(self._complete, request, decoding, seed) for request in requests]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    progress.advance()
-                    yield future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+        complete = functools.partial(self._complete, decoding=decoding, seed=seed)
+        with Progress("generate", len(requests), "requests") as progress:
+            for completion in as_they_come(complete, requests, self._in_flight):
+                progress.advance()
+                yield completion
 
     def _complete(self, request: Request, decoding: Decoding, seed: int) -> Completion:
         messages = [{"role": "user", "content": request.prompt}]

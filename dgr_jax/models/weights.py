@@ -18,7 +18,7 @@ import safetensors.numpy
 from absl import logging
 from dgr_kernels import KERNELS
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, foreign
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import load_config, local_folder
@@ -206,7 +206,8 @@ def _write_tensors(model: Decoder, folder: pathlib.Path, dtype: jnp.dtype, max_s
     tensors = _tensors(model, dtype)
     for file, names in zip(files, groups, strict=True):
         held = dict(next(tensors) for _ in names)
-        safetensors.numpy.save_file(held, folder / file, metadata={"format": "pt"})
+        with foreign(f"{file} cannot be written", "give a writable folder"):
+            safetensors.numpy.save_file(held, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors leaves its files to their owner alone
     if count > 1:
         places = {name: file for file, names in zip(files, groups, strict=True) for name in names}

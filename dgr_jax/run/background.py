@@ -2,7 +2,10 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Generator
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 
@@ -28,3 +31,44 @@ def in_background[Item](items: Generator[Item], ahead: int) -> Generator[Item]:
             for future in waiting:
                 future.cancel()
             thread.submit(items.close).result()
+
+
+def as_they_come[Item, Found](work: Callable[[Item], Found], items: Sequence[Item], at_a_time: int) -> Generator[Found]:
+    """What `work` finds, in the order in which it is found.
+
+    Nobody waits for its threads: a reader that leaves, or an error, leaves behind what they are doing.
+
+    Args:
+      work: called in threads.
+      items: what it is called with.
+      at_a_time: calls under way at a time.
+
+    Raises:
+      BaseException: the first that `work` raises.
+    """
+    left: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    found: queue.SimpleQueue[tuple[Found | None, BaseException | None]] = queue.SimpleQueue()
+    for item in items:
+        left.put(item)
+
+    def serve() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = left.get_nowait()
+                try:
+                    found.put((work(item), None))
+                except BaseException as error:
+                    found.put((None, error))
+
+    for _ in range(min(at_a_time, len(items))):
+        threading.Thread(target=serve, daemon=True).start()
+    try:
+        for _ in items:
+            value, error = found.get()
+            if error is not None:
+                raise error
+            yield value  # pyright: ignore[reportReturnType]
+    finally:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                left.get_nowait()

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from dgr_jax.errors import UserError, reason_of
+from dgr_jax.errors import UserError, reason_of, shortage
 from dgr_jax.run import hosts
 
 
@@ -49,8 +49,12 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         remove_partial(folder.parent, folder.name)
         partial = _partial(folder)
         partial.mkdir()
-        yield partial
-        partial.rename(folder)
+        try:
+            yield partial
+            partial.rename(folder)
+        except BaseException:
+            partial.rmtree()  # it may be what has filled the disk
+            raise
 
 
 @contextlib.contextmanager
@@ -58,7 +62,13 @@ def _naming(place: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}; give a writable folder") from error
+        raise unwritable(place, error) from error
+
+
+def unwritable(place: epath.PathLike, error: OSError) -> UserError:
+    """The error for a place that cannot be written."""
+    reason, advice = shortage(error) or (error.strerror or error, "give a writable folder")
+    return UserError(f"cannot write {place}: {reason}; {advice}")
 
 
 def _partial(file: epath.Path) -> epath.Path:

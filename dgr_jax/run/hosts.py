@@ -123,6 +123,11 @@ def together[T](work: Callable[[], T]) -> T:
     return value  # pyright: ignore[reportReturnType]
 
 
+def most(number: int) -> int:
+    """The largest of the numbers that the processes call this with, in all of them."""
+    return max(map(int, _gather(str(number)))) if several() else number
+
+
 def check_equal(facts: Mapping[str, Any]) -> None:
     """Compares what the processes were given: rows of different inputs would be mixed in one batch.
 

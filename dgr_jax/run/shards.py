@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
 from etils import epath
 
 from dgr_jax.run.files import read_text, remove_partial, write_json_lines
+from dgr_jax.run.stopping import at_borders
+
+PARTS = "parts"
+"""Folder of the shards that a stage keeps only until it is finished."""
 
 
 class Shards:
@@ -23,7 +27,7 @@ class Shards:
       name: folder of the shards within `folder`.
     """
 
-    def __init__(self, folder: epath.Path, total: int, size: int, name: str = "parts"):
+    def __init__(self, folder: epath.Path, total: int, size: int, name: str = PARTS):
         self.folder, self.total, self.size = folder / name, total, size
 
     def missing(self) -> Iterator[range]:
@@ -39,6 +43,21 @@ class Shards:
             elif not _is_whole((self.folder / name).read_bytes(), len(numbers)):
                 logging.warning("%s is damaged; its records are made again", self.folder / name)
                 yield numbers
+
+    def complete(self, make: Callable[[range], Iterable[Mapping[str, Any]]]) -> None:
+        """Makes and writes the missing shards.
+
+        Args:
+          make: the records of some numbers.
+
+        Raises:
+          Stopped: a signal asked for the end; the shard that was begun is written.
+        """
+        with at_borders("shard") as stopping:
+            for numbers in self.missing():
+                self.write(numbers, make(numbers))
+                if stopping():
+                    break
 
     def write(self, numbers: range, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes one shard."""
@@ -70,11 +89,6 @@ class Shards:
             if found != digests.get(file.name):
                 logging.warning("%s is not what was written; its records are made again", file)
                 yield numbers
-
-    def remove(self) -> None:
-        """Drops the shards, once their records are in the stage's final file."""
-        if self.folder.exists():
-            self.folder.rmtree()
 
     def _lines(self) -> Iterator[str]:
         for numbers in self._ranges():

@@ -19,6 +19,8 @@ from etils import epath
 from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
 from dgr_jax.run.files import read_json, remove_partial, unfinished, write_json
+from dgr_jax.run.lock import LOCK, FolderLock
+from dgr_jax.run.shards import PARTS
 
 MANIFEST = "manifest.json"
 _IDENTITY = ("stage", "model", "inputs", "config", "seed")  # what explains most comes first
@@ -37,7 +39,7 @@ def environment() -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Stage:
-    """An output directory that belongs to one configuration.
+    """An output directory that belongs to one configuration, and while this lives to one process.
 
     Attributes:
       folder: the directory.
@@ -48,6 +50,7 @@ class Stage:
     folder: epath.Path
     finished: bool
     manifest: dict[str, Any]
+    _locks: list[FolderLock]
     _begin: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
@@ -73,16 +76,25 @@ class Stage:
 
         Raises:
           UserError: the directory holds another configuration's output (the message names the field) or anything
-            else, or cannot be written.
+            else, is in use by another process, or cannot be written.
         """
         asked = {"stage": name, "config": dict(config), "inputs": dict(inputs), "model": model, "seed": seed}
         asked = json.loads(json.dumps(asked))
         path = epath.Path(folder)
-        finished, manifest = hosts.from_writer(lambda: _begin_or_resume(path, asked))
-        return cls(path, finished, manifest)
+        locks = []
+
+        def begin_or_resume() -> tuple[bool, dict[str, Any]]:
+            locks.append(FolderLock(path))
+            return _begin_or_resume(path, asked)
+
+        finished, manifest = hosts.from_writer(begin_or_resume)
+        return cls(path, finished, manifest, locks)
 
     def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
-        """Marks the directory whole and records counts and seconds (of this process; a resume counts its own).
+        """Marks the directory whole, and lets others in.
+
+        Recorded are counts and seconds (of this process; a resume counts its own). Parts go: a kill before this costs
+        none of them, one after it leaves them to the next `open`.
 
         Args:
           details: more entries for the manifest.
@@ -92,6 +104,10 @@ class Stage:
         self.manifest |= {**(details or {}), "counts": counts, "seconds": seconds, "finished": True}
         write_json(self.folder / MANIFEST, self.manifest)
         self.finished = True
+        if hosts.writes():
+            _tidy(self.folder)
+        for lock in self._locks:
+            lock.release()
 
 
 def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
@@ -102,8 +118,9 @@ def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, 
         manifest = _read_manifest(file)
         changed = [field for field in _IDENTITY if manifest.get(field) != asked[field]]
         if not changed:
-            remove_partial(path)
-            return bool(manifest.get("finished")), manifest
+            finished = bool(manifest.get("finished"))
+            _tidy(path, parts=finished)
+            return finished, manifest
         # A manifest alone is left by a call that failed before its first result: the corrected one may go on.
         if manifest.get("finished") or others:
             difference = _first_difference(changed[0], manifest.get(changed[0]), asked[changed[0]])
@@ -112,7 +129,15 @@ def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, 
         raise UserError(f"{path} has files of something else and no {MANIFEST}; choose another folder")
     manifest = {**asked, "command": shlex.join(sys.argv), **environment(), "finished": False}
     write_json(file, manifest)
+    _tidy(path, parts=False)
     return False, manifest
+
+
+def _tidy(folder: epath.Path, parts: bool = True) -> None:
+    """Removes what killed processes left in a stage's folder; `parts`, once their records are in its final files."""
+    remove_partial(folder)
+    if parts and (folder / PARTS).exists():
+        (folder / PARTS).rmtree()
 
 
 def _has_results(folder: epath.Path) -> bool:
@@ -120,7 +145,7 @@ def _has_results(folder: epath.Path) -> bool:
     for file in folder.iterdir():
         if file.is_dir() and (not any(file.iterdir()) or _has_results(file)):
             return True
-        if not file.is_dir() and file.name != MANIFEST and unfinished(file) is None:
+        if not file.is_dir() and file.name not in (MANIFEST, LOCK) and unfinished(file) is None:
             return True
     return False
 

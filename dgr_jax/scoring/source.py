@@ -20,6 +20,7 @@ from dgr_jax.run import hosts
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.shards import Shards
 from dgr_jax.run.stage import Stage
+from dgr_jax.run.stopping import at_borders
 from dgr_jax.scoring.cost import Cost
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.scoring.settings import ScoreSettings
@@ -122,9 +123,12 @@ def score_source(
         model.scorer.cost = Cost()
         with Progress("score", sum(map(len, left))) as progress:
             scores = model.scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
-            with contextlib.closing(scores):  # the cost is whole when its last thread has ended
+            # The cost is whole when the last thread of `scores` has ended.
+            with contextlib.closing(scores), at_borders("shard") as stopping:
                 for numbers in left:
                     shards.write(numbers, map(_record, itertools.islice(scores, len(numbers))))
+                    if stopping():
+                        break
     if left or not stage.finished:
         cost = model.scorer.cost if left else Cost()
         stage.finish(

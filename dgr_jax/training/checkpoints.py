@@ -1,5 +1,8 @@
 """Training checkpoints: Orbax behind one small interface."""
 
+import contextlib
+import logging as python_logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,7 +10,8 @@ from absl import logging
 from etils import epath
 from orbax import checkpoint as ocp
 
-from dgr_jax.errors import UserError, reason_of
+from dgr_jax.errors import UserError, foreign, reason_of
+from dgr_jax.run.files import unwritable
 
 
 class CheckpointStore:
@@ -26,8 +30,10 @@ class CheckpointStore:
             self._manager = ocp.CheckpointManager(
                 self._folder.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
             )
+            for step in sorted(self._manager.all_steps())[:-keep]:  # of a process that was killed before it did
+                self._manager.delete(step)
         except OSError as error:
-            raise UserError(f"cannot write checkpoints to {folder}: {error}; give a writable folder") from error
+            raise unwritable(folder, error) from error
 
     def close(self) -> None:
         """Ends what Orbax does in the background."""
@@ -61,12 +67,20 @@ class CheckpointStore:
         return 0, like
 
     def save(self, step: int, state: Any) -> None:
-        """Saves a pytree of arrays under a step number."""
-        if step in self._damaged:
-            self._manager.delete(step)
-            self._damaged.remove(step)
-        self._manager.save(step, args=ocp.args.StandardSave(state))
-        self._manager.wait_until_finished()
+        """Saves a pytree of arrays under a step number.
+
+        Raises:
+          UserError: it cannot be written; the checkpoints before it are untouched.
+        """
+        with (
+            _silent_threads(),
+            foreign(f"checkpoint {self._folder}/{step} cannot be written", "give a writable folder"),
+        ):
+            if step in self._damaged:
+                self._manager.delete(step)
+                self._damaged.remove(step)
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.wait_until_finished()
 
     def restore(self, step: int, like: Any) -> Any:
         """Loads a checkpoint.
@@ -87,6 +101,21 @@ class CheckpointStore:
                     f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; choose another folder"
                 )
         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Without what Orbax's threads log, each with a traceback, about an error that is then raised here."""
+
+    def other(record: python_logging.LogRecord) -> bool:
+        return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ from dgr_jax.errors import UserError
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.sharding import batch_sharding, data_parallelism
 from dgr_jax.run.progress import Progress
+from dgr_jax.run.stopping import at_borders
 from dgr_jax.scoring.scorer import target_scores
 from dgr_jax.tokens.packing import PackedRows, TokenSequence
 from dgr_jax.training.batches import BatchPlan
@@ -80,14 +81,15 @@ def train(
       sequences: what to train on (see `training_sequences`).
       recipe: how.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
-      folder: receives metrics.jsonl, TensorBoard events and checkpoints; a run that was stopped goes on from its
-        newest checkpoint with the losses it would have had. None keeps everything in memory.
+      folder: receives metrics.jsonl, TensorBoard events and, with `checkpoint_every`, checkpoints; a run that was
+        stopped goes on from its newest checkpoint with the losses it would have had. None keeps everything in memory.
       label: name on the progress bar.
 
     Raises:
       UserError: nothing to train on, a sequence beyond the model's positions, or a checkpoint of another model in
         `folder`.
       DivergedError: the loss is infinite or not a number.
+      Stopped: a signal asked for the end; there is a checkpoint of the last step.
     """
     longest = max((len(sequence.token_ids) for sequence in sequences), default=0)
     if longest > model.config.max_positions:
@@ -117,6 +119,7 @@ def train(
         if folder:
             writer = open_files.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first)))
         progress = open_files.enter_context(Progress(label, plan.steps - first, "steps"))
+        stopping = open_files.enter_context(at_borders("step"))
         for step in range(first, plan.steps):
             begin = time.perf_counter()
             rows = jax.device_put(plan[step], sharding)
@@ -128,8 +131,11 @@ def train(
                 raise DivergedError(f"{label}: loss is {scalars['loss']} at step {step}; lower the learning rate")
             if writer:
                 writer.write(step, scalars)
-            if store and ((step + 1) % recipe.checkpoint_every == 0 or step + 1 == plan.steps):
+            stop = stopping()
+            if store and (stop or (step + 1) % recipe.checkpoint_every == 0 or step + 1 == plan.steps):
                 # Leaves in tree order: a checkpoint does not depend on class names of the libraries behind them.
                 store.save(step + 1, jax.tree.leaves((model, moments)))
             progress.advance(note=f"loss {scalars['loss']:.4f}")
+            if stop:
+                break
     return TrainingResult(model, history)

@@ -169,5 +169,5 @@ def test_a_bad_line_is_one_line_on_standard_error(tmp_path, script: str, flag: s
 def test_a_place_that_cannot_be_written_is_one_line_on_standard_error(tmp_path, random_model, tiny_rows):
     (tmp_path / "file").write_text("in the way")
     said = one_error(call("score", model=random_model, input=tiny_rows, output=f"{tmp_path}/file/run"))
-    assert said == f"cannot write {tmp_path}/file/run/manifest.json: Not a directory; give a writable folder\n"
+    assert said == f"cannot write {tmp_path}/file/run: Not a directory; give a writable folder\n"
     assert (tmp_path / "file").read_text() == "in the way"

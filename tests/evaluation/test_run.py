@@ -231,17 +231,15 @@ def test_suites_of_one_name_are_refused():
         run(Scripted({}), twins, 1)
 
 
-def test_a_stopped_evaluation_asks_only_for_what_is_left(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dgr_jax.evaluation.run._ANSWERS_PER_SHARD", 2)
+def test_a_stopped_evaluation_asks_only_for_what_is_left(tmp_path: pathlib.Path):
     problems = suite("sums", "reasoning", *((str(n), str(n), None) for n in range(5)))
     script = {f"sums/{n}": [f"</think>\n\n{n}"] for n in range(5)}
-    whole = run(Scripted(script), [problems], 1, output_dir=tmp_path / "whole")
+    whole = run(Scripted(script), [problems], 1, output_dir=tmp_path / "whole", answers_per_shard=2)
     stopped = Scripted({id: said for id, said in script.items() if id != "sums/4"})
     with pytest.raises(KeyError):
-        run(stopped, [problems], 1, output_dir=tmp_path / "stopped")
+        run(stopped, [problems], 1, output_dir=tmp_path / "stopped", answers_per_shard=2)
     engine = Scripted(script)
-    assert run(engine, [problems], 1, output_dir=tmp_path / "stopped") == whole
+    assert run(engine, [problems], 1, output_dir=tmp_path / "stopped", answers_per_shard=2) == whole
     assert [request.id for request in engine.asked] == ["sums/4"]
     for name in ("results.json", "samples.jsonl"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not (tmp_path / "stopped" / "parts").exists()

@@ -97,7 +97,7 @@ def test_a_manifest_of_another_program_is_refused(tmp_path: pathlib.Path, conten
 def test_places_that_cannot_be_written(tmp_path: pathlib.Path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"cannot write .*manifest\.json: .*; give a writable folder"):
+        with pytest.raises(UserError, match=f"cannot write {folder}: .*; give a writable folder"):
             begin(folder)
     (tmp_path / "folder" / "manifest.json").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot write"):

@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, random_model, sourc
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: cannot write {output}/scores/") and "give a writable folder" in done.stderr
+    assert done.stderr.startswith(f"error: cannot write {output}/scores/") and "free space there" in done.stderr
     assert len(list((output / "scores").iterdir())) == first_larger
     run(random_model, source, output, token_scores=True)
     check(output, expected)

@@ -1,0 +1,70 @@
+"""One process at a time in a folder."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import weakref
+
+import filelock
+from etils import epath
+
+from dgr_jax.errors import UserError
+from dgr_jax.run.files import unwritable
+
+LOCK = ".lock"
+"""The file that holds the lock, and says who does; it goes with its holder, however that ends."""
+
+
+class FolderLock:
+    """Held from its making until `release`, the end of the object, or that of the process.
+
+    A process that holds a folder may hold it once more. A bucket has no locks, and a folder that cannot be written
+    needs none.
+
+    Args:
+      folder: made if absent.
+
+    Raises:
+      UserError: another process holds it, or the folder cannot be made.
+    """
+
+    def __init__(self, folder: epath.PathLike):
+        self._release = None
+        if "://" in str(folder):
+            return
+        place = pathlib.Path(folder)
+        lock = filelock.FileLock(place / LOCK, blocking=False, thread_local=False, is_singleton=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(
+                f"{folder} is in use by {_holder(place)}; wait until that ends, or choose another folder"
+            ) from error
+        except OSError as error:
+            if place.is_dir():  # of somebody else, read-only, or without locks
+                return
+            raise unwritable(folder, error) from error
+        if isinstance(lock, filelock.UnixFileLock):
+            (place / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._release = weakref.finalize(self, _let_go, lock, place / LOCK)
+
+    def release(self) -> None:
+        """Lets others in; nothing happens where it is not held."""
+        if self._release is not None:
+            self._release()
+
+
+def _let_go(lock: filelock.BaseFileLock, file: pathlib.Path) -> None:
+    # Removed while it is held: whoever opened it before sees that it has no name any more, and opens anew.
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+    lock.release(force=True)
+
+
+def _holder(place: pathlib.Path) -> str:
+    try:
+        return " ".join((place / LOCK).read_text(errors="replace").split()) or "another process"
+    except OSError:
+        return "another process"
