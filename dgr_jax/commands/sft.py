@@ -71,7 +71,7 @@ def main(given: FlagValues) -> str:
                 save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
             except UserError as error:
                 kept = "kept in its last checkpoint" if recipe.checkpoint_every else "lost, `checkpoint_every` is 0"
-                raise UserError(f"{exported}: {error}; the training is {kept}") from error
+                raise UserError(f"{error}; the training is {kept}") from error
         targets = sum(sequence.targets for sequence in sequences)
         stage.finish(traces=len(inputs.traces), targets=targets, **inputs.left_out)
     steps = read_json_lines(stage.folder / "metrics.jsonl")

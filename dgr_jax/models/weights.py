@@ -172,7 +172,7 @@ def save_pretrained(
     """
     target = jnp.dtype(dtype or model.dtype)
     with whole_folder(path) as folder:
-        _write_tensors(model, pathlib.Path(folder), target, max_shard_bytes)
+        _write_tensors(model, pathlib.Path(folder), target, max_shard_bytes, path)
         (folder / "config.json").write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
         for file in pathlib.Path(companions_from).iterdir() if companions_from else ():
             if file.is_file() and file.name.startswith(_COMPANIONS):
@@ -187,7 +187,10 @@ def _tensors(model: Decoder, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray
             yield hf_name, np.asarray(value.astype(dtype)).reshape(spec.hf_shape)
 
 
-def _write_tensors(model: Decoder, folder: pathlib.Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:
+def _write_tensors(
+    model: Decoder, folder: pathlib.Path, dtype: jnp.dtype, max_shard_bytes: int, place: str | pathlib.Path
+) -> None:
+    """Writes into `folder`, which will be `place`."""
     sizes = {
         name: int(np.prod(spec.hf_shape)) * dtype.itemsize
         for spec in parameter_specs(model.config).values()
@@ -206,7 +209,7 @@ def _write_tensors(model: Decoder, folder: pathlib.Path, dtype: jnp.dtype, max_s
     tensors = _tensors(model, dtype)
     for file, names in zip(files, groups, strict=True):
         held = dict(next(tensors) for _ in names)
-        with foreign(f"{file} cannot be written", "give a writable folder"):
+        with foreign(f"cannot write {place}/{file}", "give a writable folder"):  # SafetensorError is no OSError
             safetensors.numpy.save_file(held, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors leaves its files to their owner alone
     if count > 1:

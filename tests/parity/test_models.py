@@ -1,5 +1,6 @@
 """Live agreement with transformers on PyTorch: logits, greedy tokens and scores from the folders that we write."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ import pytest
 from dgr_kernels.attention import Visibility
 
 from dgr_jax.data.files import write_traces
+from dgr_jax.errors import UserError
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
 from dgr_jax.models.config import Llama3Scaling, ModelConfig
@@ -164,6 +166,68 @@ TRAPS = {
 @pytest.mark.parametrize("trap", TRAPS)
 def test_logits_of_what_has_tripped_others(torch, tmp_path, trap):
     assert_same_logits(torch, with_real_keys(TRAPS[trap], tmp_path / "model", 2))
+
+
+HARMLESS = (
+    {"unsloth_fixed": True}, {"unsloth_version": "2026.1"}, {"auto_map": {"AutoConfig": "x--configuration.C"}},
+    {"is_llama_config": True}, {"rope_interleaved": False}, {"torchscript": False}, {"pretraining_tp": 2},
+    {"transformers.js_config": {"dtype": "q4"}}, {"model_max_length": 9}, {"neftune_noise_alpha": 5.0},
+    {"_flash_attn_2_enabled": True}, {"pruned_heads": {}}, {"temperature": 0.6}, {"attention_dropout": 0.1},
+    {"layer_types": ["full_attention", "full_attention"]}, {"use_sliding_window": False, "sliding_window": 4},
+    {"max_window_layers": 1}, {"hidden_act": "swish"}, {"use_cache": False}, {"use_mrope": False},
+    {"dtype": "bfloat16"},    {"initializer_range": 0.5}, {"mlp_bias": False}, {"partial_rotary_factor": 1.0},
+)  # fmt: skip
+OPTIONAL = ("head_dim", "tie_word_embeddings", "rope_theta", "hidden_act", "attention_bias", "rope_scaling",
+            "max_position_embeddings", "use_cache", "eos_token_id", "torch_dtype", "architectures")  # fmt: skip
+
+
+def written_in_some_way(family: str, rng: random.Random) -> dict:
+    """A small config.json with either spelling of its rotary positions or both, keys that do nothing, and without some
+    keys that have a default; what we do not read is drawn again.
+    """
+    while True:
+        raw = drawn_config(family, rng)
+        with contextlib.suppress(UserError):
+            ModelConfig.from_hf(raw)
+            return raw
+
+
+def drawn_config(family: str, rng: random.Random) -> dict:
+    config = dataclasses.replace(fuzzed(family, rng.randrange(100)), num_layers=2)
+    if family == "qwen3":
+        config = dataclasses.replace(config, head_dim=rng.choice((10, 128)))
+    elif rng.random() < 0.5:
+        config = dataclasses.replace(config, hidden_size=config.num_heads * config.head_dim)
+    raw = config.to_hf("float32")
+    theta, scaling = raw["rope_theta"], raw["rope_scaling"] or {"rope_type": "default"}
+    if rng.random() < 0.3:
+        scaling["type"] = scaling["rope_type"]
+    match rng.choice(("old", "new", "both", "theta outside")):
+        case "old":
+            raw["rope_scaling"] = scaling
+        case "new":
+            del raw["rope_theta"], raw["rope_scaling"]
+            raw["rope_parameters"] = {**scaling, "rope_theta": theta}
+        case "both":
+            raw |= {"rope_parameters": {**scaling, "rope_theta": theta}, "rope_scaling": scaling}
+        case "theta outside":
+            del raw["rope_scaling"]
+            raw["rope_parameters"] = scaling
+    for change in rng.sample(HARMLESS, 4):
+        raw |= change
+    for key in rng.sample(OPTIONAL, 3):
+        raw.pop(key, None)
+    return raw
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_logits_however_the_config_is_written(torch, tmp_path, family, seed):
+    """A file that we read means to transformers what it means to us."""
+    raw = written_in_some_way(family, random.Random(f"{family}/{seed}"))
+    save_pretrained(loud_model(ModelConfig.from_hf(raw), seed), tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(raw))
+    assert_same_logits(torch, tmp_path / "model", 256)
 
 
 @pytest.mark.parametrize("family", ["tiny-lrm", "qwen2", "llama"])
