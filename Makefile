@@ -11,7 +11,10 @@ SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-.PHONY: demo test test-parity check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
+# What the parity tests run on, beside the newest that setup.py allows, which constraints.txt has.
+OLDEST_TRANSFORMERS := 5.21.0
+
+.PHONY: demo test test-parity test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -21,8 +24,15 @@ demo: .venv/installed  ## The whole method on the embedded model: score, refine,
 test: .venv/installed  ## The test suite.
 	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest
 
-test-parity: .venv/parity  ## Agreement with transformers on PyTorch.
-	$(BIN)/python -m pytest -m parity -n 1
+test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest and the oldest transformers, on PyTorch.
+	$(BIN)/python -m pytest -m parity tests/parity
+	TRANSFORMERS=$(OLDEST_TRANSFORMERS) .venv/oldest/bin/python -m pytest -m parity tests/parity
+
+test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
+	KILLS=$(KILLS) $(BIN)/python -m pytest -m interruptions tests/interruptions
+
+fuzz: .venv/installed  ## Damaged inputs of every kind; FUZZ=1000 for a tenth of them.
+	FUZZ=$(or $(FUZZ),10080) $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 check-hardware: .venv/hardware/installed  ## The kernels compile for TPU v5e, v5p, v6e and H100, on any machine.
 	.venv/hardware/bin/python -m pytest -m hardware tests/hardware
@@ -64,11 +74,18 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[parity]'
 	@touch $@
 
-# An environment on top of .venv: in .venv itself JAX would look for a TPU and a GPU whenever it starts.
-.venv/hardware/installed: .venv/installed
-	$(BIN)/python -m venv .venv/hardware
-	@below=$$($(BIN)/python -c '$(SITE_PACKAGES)') here=$$(.venv/hardware/bin/python -c '$(SITE_PACKAGES)'); \
+# Environments on top of .venv, which has what they do not.
+.venv/%/bin/python: .venv/installed
+	$(BIN)/python -m venv .venv/$*
+	@below=$$($(BIN)/python -c '$(SITE_PACKAGES)') here=$$($@ -c '$(SITE_PACKAGES)'); \
 		echo "import site; site.addsitedir('$$below')" > "$$here/below.pth"
+
+.venv/oldest/installed: .venv/parity .venv/oldest/bin/python
+	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check transformers==$(OLDEST_TRANSFORMERS)
+	@touch $@
+
+# In .venv itself JAX would look for a TPU and a GPU whenever it starts.
+.venv/hardware/installed: .venv/installed .venv/hardware/bin/python
 	.venv/hardware/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		'jax[cuda13]' libtpu
 	@touch $@

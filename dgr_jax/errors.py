@@ -13,7 +13,17 @@ class UserError(ValueError):
     The message is one line that names the place, says what was found and what to do next. Settings stand in it by
     their names in backticks, such as `max_length`: an argument for whoever calls the library, and for the commands,
     which print the message without a traceback and exit with status 1, the flag of that name.
+
+    Of a message that quotes too much of somebody's file, the beginning and the end, where the advice is, are kept.
     """
+
+    def __init__(self, message: str):
+        cut = len(message) > _LONGEST
+        super().__init__(f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}" if cut else message)
+
+
+_LONGEST = 800
+"""Characters of a message."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dgr_jax.commands.flags import CONFIG_ERRORS, refused_config
+from dgr_jax.commands.flags import refused_config
 from dgr_jax.errors import UserError, shortage
 
 flags.disclaim_key_flags()  # the flags of a command are the script's own, so that --help lists them
@@ -117,5 +117,5 @@ def fail(message: str) -> NoReturn:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except CONFIG_ERRORS as error:
+    except Exception as error:  # of the config file: what is wrong with a flag, absl has said
         fail(str(refused_config(error)))

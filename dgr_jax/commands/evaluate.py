@@ -63,5 +63,6 @@ def main(given: FlagValues) -> str:
             answers_per_shard=given.answers_per_shard,
         )  # fmt: skip
         stage.finish(**{suite.name: len(suite.items) for suite in suites})
-    table = summary_table(read_json(stage.folder / "results.json"))
+    with stage.reading():
+        table = summary_table(read_json(stage.folder / "results.json"))
     return f"{table}\nevery answer with its grade: {given.output}/samples.jsonl"

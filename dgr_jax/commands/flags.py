@@ -1,6 +1,7 @@
 """Flags that commands share, each with one meaning everywhere, and what is made from them."""
 
 import functools
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -146,21 +147,20 @@ def define_config(given: flags.FlagValues, default: str | None, help: str) -> No
 
     try:
         config_flags.DEFINE_config_file("config", default, help, flag_values=given)
-    except CONFIG_ERRORS as error:  # overrides of a default config are looked at before flags are parsed
+    except Exception as error:  # overrides of a default config are looked at before flags are parsed
         raise refused_config(error) from error
 
 
-CONFIG_ERRORS = (AttributeError, KeyError, OSError)
-"""What ml_collections raises for a config file, or an override, that there is not."""
-
-
 def refused_config(error: Exception) -> UserError:
-    """What a config error says to people."""
+    """What the error of a config file, which is a program, or of an override says to people."""
+    *_, place = traceback.extract_tb(error.__traceback__)
     text = str(error)
-    if not isinstance(error, OSError):
+    if isinstance(error, AttributeError | KeyError) and "ml_collections" in place.filename:
         while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
             error = error.args[0]
         text = f"no such field: {error.args[0]} (the config file names them all)"
+    elif not isinstance(error, OSError | SyntaxError):  # those name their place
+        text = f"{place.filename}:{place.lineno} fails with {type(error).__name__}: {text}; mend the file"
     return UserError(f"--config: {' '.join(text.replace('\\n', ' ').split())}")
 
 
@@ -168,7 +168,7 @@ def config(given: flags.FlagValues) -> dict[str, Any]:
     """The config that the command line asks for."""
     try:
         return given.config.to_dict()
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # an absent file; a `get_config` that returns something else
         raise refused_config(error) from error
 
 

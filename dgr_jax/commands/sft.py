@@ -74,6 +74,7 @@ def main(given: FlagValues) -> str:
                 raise UserError(f"{error}; the training is {kept}") from error
         targets = sum(sequence.targets for sequence in sequences)
         stage.finish(traces=len(inputs.traces), targets=targets, **inputs.left_out)
-    steps = read_json_lines(stage.folder / "metrics.jsonl")
-    losses = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}"
+    with stage.reading():
+        steps = read_json_lines(stage.folder / "metrics.jsonl")
+        losses = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}"
     return "\n".join([*inputs.record(stage.folder), losses, f"model: {exported}"])

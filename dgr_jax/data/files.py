@@ -137,7 +137,7 @@ def _jsonl_rows(file: epath.Path) -> Iterator[PlacedRow]:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     yield where, _parse_line(line, where)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path that none can be
         raise unreadable(file, error) from error
 
 
@@ -184,7 +184,7 @@ def _parquet_rows(file: epath.Path) -> Iterator[PlacedRow]:
                     number += 1
                     where = f"{file}: row {number}"
                     yield where, _parquet_row(batch, index, classes, where)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(file, error) from error
 
 

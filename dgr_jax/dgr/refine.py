@@ -136,7 +136,8 @@ def refine(
     )
     shards = Shards(stage.folder, len(traces), settings.traces_per_shard)
     if stage.finished:
-        return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
+        with stage.reading():
+            return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
     with Progress("refine", len(traces)) as progress:
 
         def records_of(numbers: range) -> list[dict[str, Any]]:

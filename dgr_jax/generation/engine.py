@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from dgr_jax.errors import UserError, shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -30,12 +32,33 @@ def stream_digest(seed: int, id: str, attempt: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How to decode. Temperature 0 is greedy; top_p 1 and top_k 0 switch their filters off."""
+    """How to decode. Temperature 0 is greedy; top_p 1 and top_k 0 switch their filters off.
+
+    Raises:
+      UserError: a value that cannot be decoded with.
+    """
 
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int = 0
     max_new_tokens: int = 512
+
+    def __post_init__(self):
+        for name, (least, most) in _RANGES.items():
+            value, kinds = getattr(self, name), int if isinstance(least, int) else int | float
+            if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+                what = "a whole number" if kinds is int else "a number"
+                raise UserError(f"`{name}` is {shown(value)}; give {what} from {least} to {most}")
+
+
+_MOST = 2**31 - 1
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, _MOST),
+    "max_new_tokens": (1, _MOST),
+}
+"""Field -> least and largest value; one whose least is an int takes whole numbers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,11 @@ class OpenAIEngine:
         backoff: float = 1.0,
         timeout: float = 3600.0,
     ):
-        address = urllib.parse.urlsplit(base_url)
+        try:
+            address = urllib.parse.urlsplit(base_url)
+            address.port  # noqa: B018  looked at for its errors
+        except ValueError as error:
+            raise UserError(f"`base_url` is no address ({error}); give one such as http://localhost:8000/v1") from error
         if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
             raise UserError("`base_url` must be an http(s) address such as http://localhost:8000/v1")
         if address.username or address.password:

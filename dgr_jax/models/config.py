@@ -126,7 +126,7 @@ class ModelConfig:
             computed otherwise than it was trained is worse than none.
         """
         family = raw.get("model_type")
-        if family not in ARCHITECTURES:
+        if not isinstance(family, str) or family not in ARCHITECTURES:
             supported = ", ".join(sorted(ARCHITECTURES))
             raise UserError(f"{where}: model_type is {family!r}; supported architectures are {supported}")
         missing = [key for key in _PLAIN.values() if raw.get(key) is None]

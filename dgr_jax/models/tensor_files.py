@@ -11,6 +11,8 @@ from dgr_jax.errors import UserError, foreign, shown
 from dgr_jax.run.files import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_LONGEST_NAME = 250
+"""Characters of a file's name, a little less than file systems take."""
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 """Prefixes of tensors saved through DistributedDataParallel, torch.compile or PEFT."""
 
@@ -73,7 +75,7 @@ def _index_places(index: pathlib.Path) -> dict[str, str]:
         raise UserError(f"{index}: not a safetensors index; fetch it again")
     # A shard's name comes from a downloaded file: it must stay inside the folder.
     shards = sorted(set(places.values()))
-    unsafe = [s for s in shards if pathlib.PurePath(s).name != s or "\0" in s]
+    unsafe = [s for s in shards if pathlib.PurePath(s).name != s or "\0" in s or len(s) > _LONGEST_NAME]
     if unsafe:
         raise UserError(f"{index}: shard name {shown(unsafe[0])} is not a plain file name; fetch it again")
     missing = [s for s in shards if not (index.parent / s).is_file()]

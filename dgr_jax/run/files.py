@@ -111,7 +111,7 @@ def read_text(path: epath.PathLike, what: str = "") -> str:
         return epath.Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path that none can be
         raise unreadable(place, error) from error
 
 
@@ -150,8 +150,12 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The records of a file that `write_json_lines` wrote."""
-    return [json.loads(line) for line in read_text(path).split("\n") if line]
+    """The records of a file that `write_json_lines` wrote.
+
+    Raises:
+      UserError: the file cannot be read, or is not what was written.
+    """
+    return [parse_json(line, str(path)) for line in read_text(path).split("\n") if line]
 
 
 def remove_partial(folder: epath.PathLike, name: str | None = None) -> None:

@@ -4,19 +4,20 @@
 two.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import jax
 from etils import epath
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, foreign
 from dgr_jax.run import hosts
 from dgr_jax.run.files import read_json, remove_partial, unfinished, write_json
 from dgr_jax.run.lock import LOCK, FolderLock
@@ -89,6 +90,16 @@ class Stage:
 
         finished, manifest = hosts.from_writer(begin_or_resume)
         return cls(path, finished, manifest, locks)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what takes the stage's own files for what was written.
+
+        Raises:
+          UserError: they are something else.
+        """
+        with foreign(f"{self.folder}: its files are not what was written", "delete the folder, and run again"):
+            yield
 
     def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
         """Marks the directory whole, and lets others in.

@@ -49,8 +49,12 @@ class Cost:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """What `to_dict` made."""
-        return cls(**{**record, "shapes": {Shape(*shape) for shape in record["shapes"]}})
+        """What `to_dict` made; any error means that the record is none of its."""
+        usual = cls()
+        numbers: dict[str, Any] = {
+            name: type(getattr(usual, name))(record[name]) for name in dataclasses.asdict(usual) if name != "shapes"
+        }
+        return cls(**numbers, shapes={Shape(*map(int, shape)) for shape in record["shapes"]})
 
     def summary(self) -> str:
         """Lines for people."""

@@ -115,8 +115,10 @@ def score_source(
     shards = Shards(stage.folder, stream.traces, chosen.traces_per_shard, "scores")
 
     def not_there() -> list[tuple[int, int]]:
-        found = shards.differing(stage.manifest["shards"]) if stage.finished else shards.missing()
-        return [(numbers.start, numbers.stop) for numbers in found]
+        if not stage.finished:
+            return [(numbers.start, numbers.stop) for numbers in shards.missing()]
+        with stage.reading():
+            return [(numbers.start, numbers.stop) for numbers in shards.differing(stage.manifest["shards"])]
 
     left = [range(*bounds) for bounds in hosts.from_writer(not_there)]
     if left:
@@ -136,7 +138,8 @@ def score_source(
             traces=stream.traces,
             skipped=len(stream.bad_rows),
         )
-    return ScoredSource(stage.folder, shards, Cost.from_dict(stage.manifest["throughput"]))
+    with stage.reading():
+        return ScoredSource(stage.folder, shards, Cost.from_dict(stage.manifest["throughput"]))
 
 
 def _record(score: TraceScore) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shown
 from dgr_jax.generation.engine import Decoding
 from dgr_jax.tiny_world.alignment import SOURCES
 from dgr_jax.training.recipe import Recipe
@@ -37,6 +37,8 @@ class Arm:
     seed: int = 0
 
     def __post_init__(self):
+        for field, kind in get_type_hints(Arm).items():
+            _check_kind(f"an arm's {field}", getattr(self, field), kind)
         if not 0 <= self.dose <= 1:
             raise UserError(f"study config: dose {self.dose} is not a share; give 0 to 1")
         if self.rows < 0:
@@ -59,10 +61,18 @@ class Arm:
         return "_".join([*parts, f"lr{self.learning_rate:g}", f"seed{self.seed}"])
 
 
-_FIELDS = {
-    "title", "models", "dtype", "sources", "template", "judge", "refine", "recipe", "defaults", "grids", "suites",
-    "decoding", "samples_per_item", "batch_size",
+_FIELDS: dict[str, Any] = {
+    "title": str, "models": {str: str}, "dtype": str, "sources": {str: Mapping}, "template": str | None,
+    "judge": str | None, "refine": Mapping, "recipe": Mapping, "defaults": {str: Sequence}, "grids": [{str: Sequence}],
+    "suites": [Mapping], "decoding": Mapping, "samples_per_item": int, "batch_size": int,
 }  # fmt: skip
+"""Field -> kind, see `_is`."""
+_REFINE = {"scaffold": str | None, "attempts": int, "max_new_tokens": int}
+_SPEC = {"spec": str}
+_TINY_SOURCE = {"tiny": str, "harmful": int, "benign": int}
+_TINY_SUITE = {"tiny": str, "items": int, "seed": int}
+_MOST_ROWS = 10**6
+"""Of a source or suite of the tiny world, where they are made in memory."""
 
 
 def read_arms(config: Mapping[str, Any]) -> list[Arm]:
@@ -71,18 +81,20 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
     Raises:
       UserError: a field that is unknown or missing, or an arm about a model or source that the config does not name.
     """
+    _check_kind("the config", config, Mapping)
     _check("the config", config, _FIELDS, needed=_FIELDS)
-    refine = {"scaffold", "attempts", "max_new_tokens"}
-    _check("refine", config["refine"], refine, needed=refine)
+    _check_kinds("", config, _FIELDS)
+    _check("refine", config["refine"], _REFINE, needed=_REFINE)
+    _check_kinds("refine.", config["refine"], _REFINE)
     _check("decoding", config["decoding"], _names(Decoding))
     _check("recipe", config["recipe"], _names(Recipe) - {"learning_rate", "steps", "seed", "compute_dtype"})
     for field in ("samples_per_item", "batch_size"):
         if config[field] < 1:
             raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
     for name, source in config["sources"].items():
-        _check_tiny(f"sources.{name}", source, {"tiny", "harmful", "benign"}, SOURCES)
+        _check_tiny(f"sources.{name}", source, _TINY_SOURCE, SOURCES)
     for suite in config["suites"]:
-        _check_tiny("a suite", suite, {"tiny", "items", "seed"}, ("problems", "harmful", "benign"))
+        _check_tiny("a suite", suite, _TINY_SUITE, ("problems", "harmful", "benign"))
     arms = expand(config["grids"], {"model": list(config["models"]), **config["defaults"]})
     for arm in arms:
         for field, known in (("model", config["models"]), ("source", config["sources"])):
@@ -138,17 +150,48 @@ def _names(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def _check_tiny(what: str, given: Mapping[str, Any], fields: set[str], names: Collection[str]) -> None:
+def _check_tiny(what: str, given: Mapping[str, Any], fields: Mapping[str, Any], names: Collection[str]) -> None:
     """A source or suite is of the tiny world, or has a spec."""
     if "tiny" not in given:
-        return _check(what, given, {"spec"}, {"spec"})
+        fields = _SPEC
     _check(what, given, fields, fields)
+    _check_kinds(f"{what}: ", given, fields)
+    if fields is _SPEC:
+        return
+    for field, count in given.items():
+        if isinstance(count, int) and not 0 <= count <= _MOST_ROWS:
+            raise UserError(f"study config: {what}: {field} is {shown(count)}; give 0 to {_MOST_ROWS:,}")
     if given["tiny"] not in names:
         raise UserError(f"study config: {what} has tiny {given['tiny']!r}; the tiny world has {', '.join(names)}")
 
 
-def _check(what: str, given: Mapping[str, Any], known: set[str], needed: Iterable[str] = ()) -> None:
-    if unknown := sorted(given.keys() - known):
+def _check_kinds(what: str, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for field, kind in kinds.items():
+        _check_kind(f"{what}{field}", given[field], kind)
+
+
+def _check_kind(what: str, value: Any, kind: Any) -> None:
+    if not _is(value, kind):
+        raise UserError(f"study config: {what} is {shown(value)}; see configs/tiny.py for what stands there")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; `[kind]` stands for a sequence of such, `{str: kind}` for an object."""
+    match kind:
+        case {}:
+            ((_, inner),) = kind.items()
+            return isinstance(value, Mapping) and all(isinstance(k, str) and _is(v, inner) for k, v in value.items())
+        case [inner]:
+            return isinstance(value, list | tuple) and all(_is(item, inner) for item in value)
+    if kind is Sequence:
+        return isinstance(value, list | tuple)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _check(what: str, given: Mapping[str, Any], known: Collection[str], needed: Iterable[str] = ()) -> None:
+    if unknown := sorted(map(str, given.keys() - known)):
         raise UserError(f"study config: {what} has {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
     if missing := sorted(set(needed) - given.keys()):
         raise UserError(f"study config: {what} lacks {missing[0]!r}; see configs/tiny.py")

@@ -25,7 +25,7 @@ from tests.scoring.cases import draw_traces
 pytestmark = pytest.mark.interruptions
 CHILD = pathlib.Path(__file__).with_name("child.py")
 COMMANDS = ["score", "shift", "refine", "sft", "evaluate"]
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS") or "3")
 """Moments at which each command is killed, evenly over its file operations; `KILLS=1000` is all of them."""
 BORDER = {"score": "shard", "shift": "shard", "refine": "shard", "evaluate": "shard", "sft": "step"}
 FIRST_RESULT = {

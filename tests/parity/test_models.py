@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import random
 
@@ -89,6 +90,12 @@ def assert_same_logits(torch, folder: pathlib.Path, length: int = POSITIONS) -> 
     difference = np.abs(ours - expected)
     assert expected.std() > 0.5, "logits too small to tell right from wrong"
     assert difference.max() < 1e-4 and np.quantile(difference, 0.99) < 3e-5
+
+
+def test_the_transformers_that_was_asked_for_is_here():
+    import transformers
+
+    assert transformers.__version__ == os.environ.get("TRANSFORMERS", transformers.__version__)
 
 
 @pytest.mark.parametrize("seed", range(4))
