@@ -28,18 +28,18 @@ def main(given: FlagValues) -> str:
     check_local(given.output, "a build")
     plan = Build(seed=given.seed)
     plan = dataclasses.replace(plan, steps=given.steps) if given.steps else plan
-    stage = Stage.open(
+    with Stage.open(
         given.output,
         "build",
         config=dataclasses.asdict(plan),
         inputs={"template": fingerprint_file(REWRITE_TEMPLATE)},
         model=None,
         seed=plan.seed,
-    )
-    output, lines = pathlib.Path(given.output), []
-    if not stage.finished:
-        if not (output / "model").exists():
-            build(output / "model", output / "work", plan)
-        lines.append(write_model_card(output / "model", plan))
-        stage.finish()
-    return "\n".join([*lines, f"model with its card: {output / 'model'}"])
+    ) as stage:
+        output, lines = pathlib.Path(given.output), []
+        if not stage.finished:
+            if not (output / "model").exists():
+                build(output / "model", output / "work", plan)
+            lines.append(write_model_card(output / "model", plan))
+            stage.finish()
+        return "\n".join([*lines, f"model with its card: {output / 'model'}"])

@@ -39,7 +39,7 @@ def main(given: FlagValues) -> str:
     suites, judge = load_suites(given.suite, given.limit), load_judge(given.judge)
     engine, chat, _ = flags.engine(given)
     decoding = flags.decoding(given)
-    stage = Stage.open(
+    with Stage.open(
         given.output,
         "evaluate",
         config={
@@ -54,15 +54,15 @@ def main(given: FlagValues) -> str:
         inputs={s.name: fingerprint_records(dataclasses.asdict(item) for item in s.items) for s in suites},
         model=engine.fingerprint,
         seed=given.seed,
-    )
-    if not stage.finished:
-        text: str = given.instruction
-        evaluate(
-            engine, chat, suites, decoding=decoding, samples_per_item=given.samples_per_item, seed=given.seed,
-            judge=judge, output_dir=stage.folder, instructions={"reasoning": text, "math": text} if text else None,
-            answers_per_shard=given.answers_per_shard,
-        )  # fmt: skip
-        stage.finish(**{suite.name: len(suite.items) for suite in suites})
-    with stage.reading():
-        table = summary_table(read_json(stage.folder / "results.json"))
-    return f"{table}\nevery answer with its grade: {given.output}/samples.jsonl"
+    ) as stage:
+        if not stage.finished:
+            text: str = given.instruction
+            evaluate(
+                engine, chat, suites, decoding=decoding, samples_per_item=given.samples_per_item, seed=given.seed,
+                judge=judge, output_dir=stage.folder, instructions={"reasoning": text, "math": text} if text else None,
+                answers_per_shard=given.answers_per_shard,
+            )  # fmt: skip
+            stage.finish(**{suite.name: len(suite.items) for suite in suites})
+        with stage.reading():
+            table = summary_table(read_json(stage.folder / "results.json"))
+        return f"{table}\nevery answer with its grade: {given.output}/samples.jsonl"

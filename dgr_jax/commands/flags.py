@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from absl import flags
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shown
 from dgr_jax.scoring.settings import OnLong, ScoreSettings
 
 if TYPE_CHECKING:  # heavy imports: --help must not pay for them
@@ -159,7 +159,11 @@ def refused_config(error: Exception) -> UserError:
         while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
             error = error.args[0]
         text = f"no such field: {error.args[0]} (the config file names them all)"
-    elif not isinstance(error, OSError | SyntaxError):  # those name their place
+        if "'get_config'" in text:
+            text = "the file has no function get_config; see configs/"
+    elif isinstance(error, SyntaxError):
+        text = f"{error.filename}:{error.lineno}: {error.msg}; mend the file"
+    elif not isinstance(error, OSError):  # which names its file
         text = f"{place.filename}:{place.lineno} fails with {type(error).__name__}: {text}; mend the file"
     return UserError(f"--config: {' '.join(text.replace('\\n', ' ').split())}")
 
@@ -167,8 +171,11 @@ def refused_config(error: Exception) -> UserError:
 def config(given: flags.FlagValues) -> dict[str, Any]:
     """The config that the command line asks for."""
     try:
+        if not hasattr(given.config, "to_dict"):
+            found = shown(given.config)
+            raise UserError(f"--config: get_config returns {found}; it must return an ml_collections.ConfigDict")
         return given.config.to_dict()
-    except (OSError, AttributeError) as error:  # an absent file; a `get_config` that returns something else
+    except OSError as error:  # a file that is not there is said when it is asked for something
         raise refused_config(error) from error
 
 

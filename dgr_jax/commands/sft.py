@@ -51,30 +51,30 @@ def main(given: FlagValues) -> str:
     folder = local_folder(given.model)
     config = load_config(folder)  # what cannot be loaded is refused before anything is written
     chat = ChatFormat.from_pretrained(folder)
-    stage = Stage.open(
+    with Stage.open(
         given.output,
         "sft",
         config={**dataclasses.asdict(recipe), "chat": chat.fingerprint},
         inputs={"traces": fingerprint_records(trace.to_dict() for trace in inputs.traces)},
         model=fingerprint_model(folder),
         seed=given.seed,
-    )
-    exported = pathlib.Path(stage.folder) / "model"
-    if not stage.finished:
-        mesh = mesh_or_none(given.mesh)
-        sequences = training_sequences(inputs.traces, chat, recipe.row_length, config.max_positions)
-        start = from_pretrained(folder, mesh=mesh, dtype=recipe.master_dtype, implementation=given.implementation)
-        chat.check_fits(start.config.vocab_size)
-        tuned = train(start, sequences, recipe, mesh=mesh, folder=stage.folder).model
-        if not exported.exists():
-            try:
-                save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
-            except UserError as error:
-                kept = "kept in its last checkpoint" if recipe.checkpoint_every else "lost, `checkpoint_every` is 0"
-                raise UserError(f"{error}; the training is {kept}") from error
-        targets = sum(sequence.targets for sequence in sequences)
-        stage.finish(traces=len(inputs.traces), targets=targets, **inputs.left_out)
-    with stage.reading():
-        steps = read_json_lines(stage.folder / "metrics.jsonl")
-        losses = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}"
-    return "\n".join([*inputs.record(stage.folder), losses, f"model: {exported}"])
+    ) as stage:
+        exported = pathlib.Path(stage.folder) / "model"
+        if not stage.finished:
+            mesh = mesh_or_none(given.mesh)
+            sequences = training_sequences(inputs.traces, chat, recipe.row_length, config.max_positions)
+            start = from_pretrained(folder, mesh=mesh, dtype=recipe.master_dtype, implementation=given.implementation)
+            chat.check_fits(start.config.vocab_size)
+            tuned = train(start, sequences, recipe, mesh=mesh, folder=stage.folder).model
+            if not exported.exists():
+                try:
+                    save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
+                except UserError as error:
+                    kept = "kept in its last checkpoint" if recipe.checkpoint_every else "lost, `checkpoint_every` is 0"
+                    raise UserError(f"{error}; the training is {kept}") from error
+            targets = sum(sequence.targets for sequence in sequences)
+            stage.finish(traces=len(inputs.traces), targets=targets, **inputs.left_out)
+        with stage.reading():
+            steps = read_json_lines(stage.folder / "metrics.jsonl")
+            losses = f"{len(steps)} steps, loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}"
+        return "\n".join([*inputs.record(stage.folder), losses, f"model: {exported}"])

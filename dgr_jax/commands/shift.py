@@ -38,7 +38,7 @@ def main(given: FlagValues) -> str:
             flags.scoring_model(given),
         )
     )
-    stage = Stage.open(
+    with Stage.open(
         given.output,
         "shift",
         config={
@@ -51,27 +51,29 @@ def main(given: FlagValues) -> str:
         inputs={name: stream.fingerprint for name, stream in streams.items()},
         model=model.fingerprint,
         seed=given.seed,
-    )
-    scored = {
-        name: score_source(stream, model, stage.folder / "scored" / name, keep_tokens=True, seed=given.seed)
-        for name, stream in streams.items()
-    }
+    ) as stage:
+        scored = {
+            name: score_source(stream, model, stage.folder / "scored" / name, keep_tokens=True, seed=given.seed)
+            for name, stream in streams.items()
+        }
 
-    def report() -> str:
-        # Plots need matplotlib, which the other hosts need not have.
-        from dgr_jax.reports.shift import shift_tables, write_shift_report
+        def report() -> str:
+            # Plots need matplotlib, which the other hosts need not have.
+            from dgr_jax.reports.shift import shift_tables, write_shift_report
 
-        V = model.config.vocab_size
-        measured = [InputScores.of(name, source.shards.read(), V) for name, source in scored.items()]
-        found = measure(measured, given.seed)
-        left_out = [
-            line for name, source in scored.items() for line in record_left_out(source.folder, streams[name].bad_rows)
-        ]
-        shards = {name: source.shards for name, source in scored.items()}
-        page = write_shift_report(found, measured, shards, model.chat, stage, given.show)
-        return "\n".join([*left_out, shift_tables(found), f"report: {page}"])
+            V = model.config.vocab_size
+            measured = [InputScores.of(name, source.shards.read(), V) for name, source in scored.items()]
+            found = measure(measured, given.seed)
+            left_out = [
+                line
+                for name, source in scored.items()
+                for line in record_left_out(source.folder, streams[name].bad_rows)
+            ]
+            shards = {name: source.shards for name, source in scored.items()}
+            page = write_shift_report(found, measured, shards, model.chat, stage, given.show)
+            return "\n".join([*left_out, shift_tables(found), f"report: {page}"])
 
-    summary = hosts.from_writer(report)
-    if not stage.finished:
-        stage.finish(**{name: stream.traces for name, stream in streams.items()})
-    return summary
+        summary = hosts.from_writer(report)
+        if not stage.finished:
+            stage.finish(**{name: stream.traces for name, stream in streams.items()})
+        return summary

@@ -120,7 +120,7 @@ def refine(
     _check_source(traces, chat, scorer)
     if folder is None:
         return _finish(traces, do(traces), settings)
-    stage = Stage.open(
+    with Stage.open(
         folder,
         "refine",
         config={
@@ -133,27 +133,27 @@ def refine(
         inputs={"traces": fingerprint_records(t.to_dict() for t in traces)},
         model=engine.fingerprint,
         seed=settings.seed,
-    )
-    shards = Shards(stage.folder, len(traces), settings.traces_per_shard)
-    if stage.finished:
-        with stage.reading():
-            return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
-    with Progress("refine", len(traces)) as progress:
+    ) as stage:
+        shards = Shards(stage.folder, len(traces), settings.traces_per_shard)
+        if stage.finished:
+            with stage.reading():
+                return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
+        with Progress("refine", len(traces)) as progress:
 
-        def records_of(numbers: range) -> list[dict[str, Any]]:
-            records = do([traces[i] for i in numbers])
-            progress.advance(len(numbers))
-            return records
+            def records_of(numbers: range) -> list[dict[str, Any]]:
+                records = do([traces[i] for i in numbers])
+                progress.advance(len(numbers))
+                return records
 
-        shards.complete(records_of)
-    records = list(shards.read())
-    result = _finish(traces, records, settings)
-    write_traces(stage.folder / "refined.jsonl", result.traces)
-    write_json(stage.folder / "summary.json", result.summary)
-    write_json_lines(stage.folder / "records.jsonl", records)
-    said = {"warning": result.summary["warning"]} if "warning" in result.summary else {}
-    stage.finish(said, **result.summary["outcomes"], traces=len(traces), **(left_out or {}))
-    return result
+            shards.complete(records_of)
+        records = list(shards.read())
+        result = _finish(traces, records, settings)
+        write_traces(stage.folder / "refined.jsonl", result.traces)
+        write_json(stage.folder / "summary.json", result.summary)
+        write_json_lines(stage.folder / "records.jsonl", records)
+        said = {"warning": result.summary["warning"]} if "warning" in result.summary else {}
+        stage.finish(said, **result.summary["outcomes"], traces=len(traces), **(left_out or {}))
+        return result
 
 
 def _check_source(traces: Sequence[Trace], chat: ChatFormat, scorer: Scorer | None) -> None:

@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Stage:
-    """An output directory that belongs to one configuration, and while this lives to one process.
+    """An output directory that belongs to one configuration, and in a `with` block to one process.
 
     Attributes:
       folder: the directory.
@@ -86,10 +86,21 @@ class Stage:
 
         def begin_or_resume() -> tuple[bool, dict[str, Any]]:
             locks.append(FolderLock(path))
-            return _begin_or_resume(path, asked)
+            try:
+                return _begin_or_resume(path, asked)
+            except BaseException:
+                locks.pop().release()
+                raise
 
         finished, manifest = hosts.from_writer(begin_or_resume)
         return cls(path, finished, manifest, locks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for lock in self._locks:
+            lock.release()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -102,7 +113,7 @@ class Stage:
             yield
 
     def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
-        """Marks the directory whole, and lets others in.
+        """Marks the directory whole.
 
         Recorded are counts and seconds (of this process; a resume counts its own). Parts go: a kill before this costs
         none of them, one after it leaves them to the next `open`.
@@ -117,8 +128,6 @@ class Stage:
         self.finished = True
         if hosts.writes():
             _tidy(self.folder)
-        for lock in self._locks:
-            lock.release()
 
 
 def _begin_or_resume(path: epath.Path, asked: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:

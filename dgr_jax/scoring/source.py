@@ -111,35 +111,35 @@ def score_source(
     asked: dict[str, Any] = {"inputs": {"traces": stream.fingerprint}, "model": model.fingerprint, "seed": seed}
     batches = {"mesh": model.mesh, "tokens_per_batch": chosen.tokens_per_batch, "share": chosen.share_prefixes}
     hosts.check_equal({**asked, **config, **batches, "kernels": model.implementation, "jax": jax.__version__})
-    stage = Stage.open(output, "score", config=config, **asked)
-    shards = Shards(stage.folder, stream.traces, chosen.traces_per_shard, "scores")
+    with Stage.open(output, "score", config=config, **asked) as stage:
+        shards = Shards(stage.folder, stream.traces, chosen.traces_per_shard, "scores")
 
-    def not_there() -> list[tuple[int, int]]:
-        if not stage.finished:
-            return [(numbers.start, numbers.stop) for numbers in shards.missing()]
+        def not_there() -> list[tuple[int, int]]:
+            if not stage.finished:
+                return [(numbers.start, numbers.stop) for numbers in shards.missing()]
+            with stage.reading():
+                return [(numbers.start, numbers.stop) for numbers in shards.differing(stage.manifest["shards"])]
+
+        left = [range(*bounds) for bounds in hosts.from_writer(not_there)]
+        if left:
+            model.scorer.cost = Cost()
+            with Progress("score", sum(map(len, left))) as progress:
+                scores = model.scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
+                # The cost is whole when the last thread of `scores` has ended.
+                with contextlib.closing(scores), at_borders("shard") as stopping:
+                    for numbers in left:
+                        shards.write(numbers, map(_record, itertools.islice(scores, len(numbers))))
+                        if stopping():
+                            break
+        if left or not stage.finished:
+            cost = model.scorer.cost if left else Cost()
+            stage.finish(
+                {"shards": hosts.from_writer(shards.digests), "throughput": cost.to_dict()},
+                traces=stream.traces,
+                skipped=len(stream.bad_rows),
+            )
         with stage.reading():
-            return [(numbers.start, numbers.stop) for numbers in shards.differing(stage.manifest["shards"])]
-
-    left = [range(*bounds) for bounds in hosts.from_writer(not_there)]
-    if left:
-        model.scorer.cost = Cost()
-        with Progress("score", sum(map(len, left))) as progress:
-            scores = model.scorer.score(stream.chosen(left), keep_tokens=keep_tokens, on_scored=progress.advance)
-            # The cost is whole when the last thread of `scores` has ended.
-            with contextlib.closing(scores), at_borders("shard") as stopping:
-                for numbers in left:
-                    shards.write(numbers, map(_record, itertools.islice(scores, len(numbers))))
-                    if stopping():
-                        break
-    if left or not stage.finished:
-        cost = model.scorer.cost if left else Cost()
-        stage.finish(
-            {"shards": hosts.from_writer(shards.digests), "throughput": cost.to_dict()},
-            traces=stream.traces,
-            skipped=len(stream.bad_rows),
-        )
-    with stage.reading():
-        return ScoredSource(stage.folder, shards, Cost.from_dict(stage.manifest["throughput"]))
+            return ScoredSource(stage.folder, shards, Cost.from_dict(stage.manifest["throughput"]))
 
 
 def _record(score: TraceScore) -> dict[str, Any]:

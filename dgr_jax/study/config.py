@@ -63,7 +63,7 @@ class Arm:
 
 _FIELDS: dict[str, Any] = {
     "title": str, "models": {str: str}, "dtype": str, "sources": {str: Mapping}, "template": str | None,
-    "judge": str | None, "refine": Mapping, "recipe": Mapping, "defaults": {str: Sequence}, "grids": [{str: Sequence}],
+    "judge": str | None, "refine": Mapping, "recipe": Mapping, "defaults": Mapping, "grids": [Mapping],
     "suites": [Mapping], "decoding": Mapping, "samples_per_item": int, "batch_size": int,
 }  # fmt: skip
 """Field -> kind, see `_is`."""
@@ -183,8 +183,6 @@ def _is(value: Any, kind: Any) -> bool:
             return isinstance(value, Mapping) and all(isinstance(k, str) and _is(v, inner) for k, v in value.items())
         case [inner]:
             return isinstance(value, list | tuple) and all(_is(item, inner) for item in value)
-    if kind is Sequence:
-        return isinstance(value, list | tuple)
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -176,39 +176,39 @@ class Study:
         model, chat, fingerprint = self._model(model_name)
         arm = {"model": model_name, "kind": "base"}
         prompts = fingerprint_records(trace.to_dict() for trace in self._floor_rows())
-        stage = self._open(f"{model_name}_base", arm, prompts, fingerprint, seed=0)
-        if not stage.finished:
-            self._say(f"evaluating {model_name} before alignment")
-            self._evaluate(stage, model, chat, 0)
-            answers = self._own_answers(model_name)
-            shift = self._shift_nll(model_name, answers) if answers else None
-            about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
-            write_json(stage.folder / "run.json", about | self._measured(stage))
-            stage.finish()
-        return read_json(stage.folder / "run.json") | {"acceptance": _outcomes([])}
+        with self._open(f"{model_name}_base", arm, prompts, fingerprint, seed=0) as stage:
+            if not stage.finished:
+                self._say(f"evaluating {model_name} before alignment")
+                self._evaluate(stage, model, chat, 0)
+                answers = self._own_answers(model_name)
+                shift = self._shift_nll(model_name, answers) if answers else None
+                about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
+                write_json(stage.folder / "run.json", about | self._measured(stage))
+                stage.finish()
+            return read_json(stage.folder / "run.json") | {"acceptance": _outcomes([])}
 
     def _run_arm(self, arm: Arm) -> dict[str, Any]:
         base, chat, fingerprint = self._model(arm.model)
         traces = self._arm_rows(arm)
         rows = fingerprint_records(t.to_dict() for t in traces)
-        stage = self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed)
-        if not stage.finished:
-            how = recipe(self.config, arm)
-            sequences = training_sequences(traces, chat, how.row_length)
-            counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
-            about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
-            try:
-                fresh = jax.tree.map(jnp.copy, base)  # training gives its model's buffers up
-                tuned = train(fresh, sequences, how, folder=stage.folder, label=arm.name).model
-            except DivergedError as error:  # a finding about the arm, not the end of the study
-                about["diverged"] = str(error)
-            else:
-                tuned = jax.tree.map(lambda x: x.astype(self.config["dtype"]), tuned)
-                self._evaluate(stage, tuned, chat, arm.seed)
-                about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
-            write_json(stage.folder / "run.json", about)
-            stage.finish(**counts)
-        return read_json(stage.folder / "run.json") | {"acceptance": _outcomes(traces)}
+        with self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed) as stage:
+            if not stage.finished:
+                how = recipe(self.config, arm)
+                sequences = training_sequences(traces, chat, how.row_length)
+                counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
+                about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
+                try:
+                    fresh = jax.tree.map(jnp.copy, base)  # training gives its model's buffers up
+                    tuned = train(fresh, sequences, how, folder=stage.folder, label=arm.name).model
+                except DivergedError as error:  # a finding about the arm, not the end of the study
+                    about["diverged"] = str(error)
+                else:
+                    tuned = jax.tree.map(lambda x: x.astype(self.config["dtype"]), tuned)
+                    self._evaluate(stage, tuned, chat, arm.seed)
+                    about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
+                write_json(stage.folder / "run.json", about)
+                stage.finish(**counts)
+            return read_json(stage.folder / "run.json") | {"acceptance": _outcomes(traces)}
 
     def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {

@@ -171,3 +171,20 @@ def test_a_place_that_cannot_be_written_is_one_line_on_standard_error(tmp_path, 
     said = one_error(call("score", model=random_model, input=tiny_rows, output=f"{tmp_path}/file/run"))
     assert said == f"cannot write {tmp_path}/file/run: Not a directory; give a writable folder\n"
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def get_config():\n    return undefined", r"mine\.py:2 fails with NameError: .*; mend the file"),
+        ("def get_config(:", r"mine\.py:1: invalid syntax; mend the file"),
+        ("x = 1", "the file has no function get_config; see configs/"),
+        ("def get_config():\n    return 3", "get_config returns 3; it must return an ml_collections.ConfigDict"),
+    ],
+)
+def test_a_config_file_that_fails_is_named(tmp_path, code: str, said: str):
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    done = call("sft", config=file, model="x", input="x", output=tmp_path / "run")
+    assert done.returncode == 1 and re.search(f"^error: --config: .*{said}", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr

@@ -77,11 +77,11 @@ def run(kind: str, first: int, last: int) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sound_inputs_are_read(kind: str, tmp_path, monkeypatch):
     """Without the damage, most are: it is the damage that is tried, and not what stands around it."""
-    from tests.fuzz import kinds, mutate
+    from tests.fuzz import kinds, models, mutate
 
     for name in ("in_bytes", "in_text", "in_value", "in_json", "in_json_lines"):
         monkeypatch.setattr(mutate, name, lambda rng, value, others=(): value)
-    monkeypatch.setattr(kinds.template, "_SECONDS", 10.0)  # put back, whatever a kind makes of it
+    monkeypatch.setattr(models.template, "_SECONDS", 10.0)  # put back, whatever a kind makes of it
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     draw, read = kinds.KINDS[kind](tmp_path), 0

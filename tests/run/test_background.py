@@ -1,10 +1,11 @@
 """Work beside the caller's: order, errors, and that what was begun is ended."""
 
+import threading
 from collections.abc import Generator
 
 import pytest
 
-from dgr_jax.run.background import in_background
+from dgr_jax.run.background import as_they_come, in_background
 
 
 def numbers(count: int, ended: list[str], spoilt: bool = False) -> Generator[int]:
@@ -49,3 +50,33 @@ def test_an_error_of_ending_is_not_lost():
     next(found)
     with pytest.raises(OSError, match="cannot end"):
         found.close()
+
+
+def test_work_comes_as_it_is_done():
+    gate = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 0:
+            assert gate.wait(30)
+        return number
+
+    found = as_they_come(work, range(5), 2)
+    assert [next(found) for _ in range(4)] == [1, 2, 3, 4]
+    gate.set()
+    assert list(found) == [0]
+
+
+def test_the_first_error_does_not_wait_for_the_others():
+    gate, begun = threading.Event(), []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            raise ValueError("torn")
+        gate.wait(30)
+        return number
+
+    with pytest.raises(ValueError, match="torn"):
+        list(as_they_come(work, range(50), 2))
+    assert len(begun) < 5
+    gate.set()

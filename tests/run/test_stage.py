@@ -36,7 +36,8 @@ def test_a_stage_records_what_it_ran_and_where(tmp_path: pathlib.Path, monkeypat
     assert manifest["command"] == "scripts/refine.py '--input=two words.jsonl'"
     assert manifest["finished"] is False and "counts" not in manifest
 
-    opened.finish(rows=3, skipped=1)
+    with opened:
+        opened.finish(rows=3, skipped=1)
     manifest = json.loads((tmp_path / "a" / "run" / "manifest.json").read_text())
     assert opened.finished and manifest["finished"] is True
     assert manifest["counts"] == {"rows": 3, "skipped": 1} and manifest["seconds"] >= 0
@@ -114,8 +115,9 @@ def test_json_is_written_as_it_is_read(tmp_path: pathlib.Path):
 
 def test_what_a_kill_left_of_a_manifest_is_not_something_else(tmp_path: pathlib.Path):
     (tmp_path / ".manifest.json.99999999.partial").write_text('{"stage": ')
-    assert not begin(tmp_path).finished
-    assert not begin(tmp_path).finished
+    for _ in range(2):
+        with begin(tmp_path) as stage:
+            assert not stage.finished
     assert [f.name for f in tmp_path.iterdir()] == ["manifest.json"]
 
 

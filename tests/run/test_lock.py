@@ -1,0 +1,58 @@
+"""One process at a time in a folder; `tests/interruptions` tries it with the commands."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from dgr_jax.errors import UserError
+from dgr_jax.run.lock import LOCK, FolderLock
+from tests.calling import environment
+
+HOLDER = """
+import sys
+from dgr_jax.run.lock import FolderLock
+lock = FolderLock(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_that_ends(tmp_path: pathlib.Path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    said = f"^{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}; wait until that ends, or choose"
+    with pytest.raises(UserError, match=said):
+        FolderLock(tmp_path)
+    holder.kill()
+    holder.communicate()
+    assert (tmp_path / LOCK).exists()  # the kill left it, and it holds nothing
+    lock = FolderLock(tmp_path)
+    assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    lock.release()
+    lock.release()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_the_process_that_holds_a_folder_may_hold_it_once_more(tmp_path: pathlib.Path):
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    for lock in (first, second):
+        lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_goes_with_its_object(tmp_path: pathlib.Path):
+    lock = FolderLock(tmp_path / "new")
+    assert (tmp_path / "new" / LOCK).exists()
+    del lock
+    assert not (tmp_path / "new" / LOCK).exists()
+
+
+def test_a_bucket_has_no_locks():
+    FolderLock("gs://bucket/run").release()
