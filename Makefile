@@ -75,17 +75,17 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 	@touch $@
 
 # Environments on top of .venv, which has what they do not.
-.venv/%/bin/python: .venv/installed
+.venv/%/pyvenv.cfg: .venv/installed
 	$(BIN)/python -m venv .venv/$*
-	@below=$$($(BIN)/python -c '$(SITE_PACKAGES)') here=$$($@ -c '$(SITE_PACKAGES)'); \
+	@below=$$($(BIN)/python -c '$(SITE_PACKAGES)') here=$$(.venv/$*/bin/python -c '$(SITE_PACKAGES)'); \
 		echo "import site; site.addsitedir('$$below')" > "$$here/below.pth"
 
-.venv/oldest/installed: .venv/parity .venv/oldest/bin/python
+.venv/oldest/installed: .venv/parity .venv/oldest/pyvenv.cfg
 	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check transformers==$(OLDEST_TRANSFORMERS)
 	@touch $@
 
 # In .venv itself JAX would look for a TPU and a GPU whenever it starts.
-.venv/hardware/installed: .venv/installed .venv/hardware/bin/python
+.venv/hardware/installed: .venv/installed .venv/hardware/pyvenv.cfg
 	.venv/hardware/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		'jax[cuda13]' libtpu
 	@touch $@

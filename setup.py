@@ -28,7 +28,7 @@ setup(
         "absl-py>=2",
         "ml_collections>=1",
         "etils[epath]",
-        "filelock>=3.20",
+        "filelock>=4.2",
         "matplotlib>=3.9",
         "numpy>=2",
     ],

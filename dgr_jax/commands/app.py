@@ -78,7 +78,7 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
             raise
         fail(f"--implementation: {error}")  # a named kernel says what it cannot serve
     except KeyboardInterrupt as stopped:
-        again = f"; to go on: python {shlex.join(sys.argv)}" if _given("output") else ""
+        again = f"; to go on: {shlex.join([sys.executable, *sys.argv])}" if _given("output") else ""
         print(f"interrupted{again}", file=sys.stderr)
         sys.exit(_DIED_OF + getattr(stopped, "signal", signal.SIGINT))
     except BrokenPipeError:
@@ -118,4 +118,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except Exception as error:  # of the config file: what is wrong with a flag, absl has said
+        if "config" not in flags.FLAGS:
+            raise
         fail(str(refused_config(error)))

@@ -1,6 +1,7 @@
 """Flags that commands share, each with one meaning everywhere, and what is made from them."""
 
 import functools
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, get_args
@@ -153,18 +154,18 @@ def define_config(given: flags.FlagValues, default: str | None, help: str) -> No
 
 def refused_config(error: Exception) -> UserError:
     """What the error of a config file, which is a program, or of an override says to people."""
-    *_, place = traceback.extract_tb(error.__traceback__)
     text = str(error)
-    if isinstance(error, AttributeError | KeyError) and "ml_collections" in place.filename:
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name in ("get_config", "<module>")]
+    if isinstance(error, SyntaxError):
+        text = f"{error.filename}:{error.lineno}: {error.msg}; mend the file"
+    elif own and own[-1].filename != sys.argv[0] and not isinstance(error, OSError):  # which names its file
+        text = f"{own[-1].filename}:{own[-1].lineno} fails with {type(error).__name__}: {text}; mend the file"
+    elif "'get_config'" in text:
+        text = "the file has no function get_config; see configs/"
+    elif isinstance(error, AttributeError | KeyError):
         while isinstance(error.args[0], Exception):  # a KeyError, whose str() is a repr, comes wrapped
             error = error.args[0]
         text = f"no such field: {error.args[0]} (the config file names them all)"
-        if "'get_config'" in text:
-            text = "the file has no function get_config; see configs/"
-    elif isinstance(error, SyntaxError):
-        text = f"{error.filename}:{error.lineno}: {error.msg}; mend the file"
-    elif not isinstance(error, OSError):  # which names its file
-        text = f"{place.filename}:{place.lineno} fails with {type(error).__name__}: {text}; mend the file"
     return UserError(f"--config: {' '.join(text.replace('\\n', ' ').split())}")
 
 

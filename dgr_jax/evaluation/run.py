@@ -13,8 +13,8 @@ from dgr_jax.evaluation.graders import grade_math, grade_number
 from dgr_jax.evaluation.judges import Judge
 from dgr_jax.evaluation.suites import Item, Suite
 from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
-from dgr_jax.run.files import write_json, write_json_lines
-from dgr_jax.run.shards import Shards
+from dgr_jax.run.files import fingerprint_records, write_json, write_json_lines
+from dgr_jax.run.shards import PARTS, Shards
 from dgr_jax.statistics import proportion
 from dgr_jax.tokens.chat import ChatFormat
 
@@ -66,7 +66,12 @@ def evaluate(
         raise UserError(f"two suites are called {repeated[0]!r}; rename one of the files")
     wanted = [(suite, item, sample) for suite in suites for item in suite.items for sample in range(samples_per_item)]
     requests = [Request(f"{suite.name}/{i.id}", _prompt(i, instructions), sample) for suite, i, sample in wanted]
-    shards = Shards(epath.Path(output_dir), len(requests), answers_per_shard) if output_dir is not None else None
+    shards = None
+    if output_dir is not None:
+        asked = [engine.fingerprint, engine.settings, dataclasses.asdict(decoding), seed, answers_per_shard]
+        records = [{"asked": asked}, *map(dataclasses.asdict, requests)]
+        name = f"{PARTS}/{fingerprint_records(records)[:16]}"  # answers to something else are not taken for ours
+        shards = Shards(epath.Path(output_dir), len(requests), answers_per_shard, name)
     done = {(c.id, c.attempt): c for c in _complete(engine, requests, decoding, seed, shards)}
     samples = [
         _grade(suite, item, request.prompt, done[request.id, request.attempt], chat, judge)

@@ -65,9 +65,9 @@ def _naming(place: epath.Path) -> Iterator[None]:
         raise unwritable(place, error) from error
 
 
-def unwritable(place: epath.PathLike, error: OSError) -> UserError:
+def unwritable(place: epath.PathLike, error: Exception) -> UserError:
     """The error for a place that cannot be written."""
-    reason, advice = shortage(error) or (error.strerror or error, "give a writable folder")
+    reason, advice = shortage(error) or (getattr(error, "strerror", None) or error, "give a writable folder")
     return UserError(f"cannot write {place}: {reason}; {advice}")
 
 
@@ -155,7 +155,10 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: the file cannot be read, or is not what was written.
     """
-    return [parse_json(line, str(path)) for line in read_text(path).split("\n") if line]
+    try:
+        return [parse_json(line, str(path)) for line in read_text(path).split("\n") if line]
+    except UserError as error:
+        raise UserError(f"{error}; it is not what was written: delete its folder, and run again") from error
 
 
 def remove_partial(folder: epath.PathLike, name: str | None = None) -> None:

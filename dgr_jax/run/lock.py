@@ -1,6 +1,7 @@
 """One process at a time in a folder."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import socket
@@ -16,11 +17,15 @@ LOCK = ".lock"
 """The file that holds the lock, and says who does; it goes with its holder, however that ends."""
 
 
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EROFS)
+"""What file systems say that have none, or that nobody can write to."""
+
+
 class FolderLock:
     """Held from its making until `release`, the end of the object, or that of the process.
 
-    A process that holds a folder may hold it once more. A bucket has no locks, and a folder that cannot be written
-    needs none.
+    A process that holds a folder may hold it once more. A bucket and some file systems have no locks, and a folder that
+    cannot be written needs none.
 
     Args:
       folder: made if absent.
@@ -37,17 +42,27 @@ class FolderLock:
         lock = filelock.FileLock(place / LOCK, blocking=False, thread_local=False, is_singleton=True)
         try:
             place.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout as error:
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                lock.acquire()  # the holder may just have ended
+        except (filelock.Timeout, PermissionError) as error:
+            if isinstance(error, PermissionError) and not (place / LOCK).exists():
+                if os.path.isdir(place) and not os.access(place, os.W_OK):
+                    return
+                raise unwritable(folder, error) from error
             raise UserError(
                 f"{folder} is in use by {_holder(place)}; wait until that ends, or choose another folder"
             ) from error
+        except NotImplementedError:
+            return
         except OSError as error:
-            if place.is_dir():  # of somebody else, read-only, or without locks
+            if error.errno in _WITHOUT_LOCKS:
                 return
             raise unwritable(folder, error) from error
         if isinstance(lock, filelock.UnixFileLock):
-            (place / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            with contextlib.suppress(OSError):  # the lock is held, whether or not there is room for a name
+                (place / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._release = weakref.finalize(self, _let_go, lock, place / LOCK)
 
     def release(self) -> None:
@@ -57,10 +72,11 @@ class FolderLock:
 
 
 def _let_go(lock: filelock.BaseFileLock, file: pathlib.Path) -> None:
-    # Removed while it is held: whoever opened it before sees that it has no name any more, and opens anew.
-    with contextlib.suppress(OSError):
-        file.unlink(missing_ok=True)
-    lock.release(force=True)
+    if lock.lock_counter == 1:  # not held once more by this process
+        # Removed while it is held: whoever opened it before sees that it has no name any more, and opens anew.
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    lock.release()
 
 
 def _holder(place: pathlib.Path) -> str:

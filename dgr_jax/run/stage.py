@@ -19,7 +19,7 @@ from etils import epath
 
 from dgr_jax.errors import UserError, foreign
 from dgr_jax.run import hosts
-from dgr_jax.run.files import read_json, remove_partial, unfinished, write_json
+from dgr_jax.run.files import read_json, remove_partial, unfinished, unreadable, write_json
 from dgr_jax.run.lock import LOCK, FolderLock
 from dgr_jax.run.shards import PARTS
 
@@ -107,10 +107,13 @@ class Stage:
         """Around what takes the stage's own files for what was written.
 
         Raises:
-          UserError: they are something else.
+          UserError: they are something else, or cannot be read.
         """
         with foreign(f"{self.folder}: its files are not what was written", "delete the folder, and run again"):
-            yield
+            try:
+                yield
+            except OSError as error:
+                raise unreadable(self.folder, error) from error
 
     def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
         """Marks the directory whole.

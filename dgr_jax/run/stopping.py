@@ -68,6 +68,10 @@ def at_borders(name: str) -> Iterator[Callable[[], bool]]:
                 before[number] = signal.signal(number, listen)
     try:
         yield lambda: bool(hosts.most(asked[0] if asked else 0))
+    except Exception as error:  # what goes wrong in the last moment will do so again
+        if asked:
+            raise Stopped(asked[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -73,6 +73,7 @@ _TINY_SOURCE = {"tiny": str, "harmful": int, "benign": int}
 _TINY_SUITE = {"tiny": str, "items": int, "seed": int}
 _MOST_ROWS = 10**6
 """Of a source or suite of the tiny world, where they are made in memory."""
+_LARGEST_SEED = 2**63 - 1
 
 
 def read_arms(config: Mapping[str, Any]) -> list[Arm]:
@@ -158,9 +159,14 @@ def _check_tiny(what: str, given: Mapping[str, Any], fields: Mapping[str, Any], 
     _check_kinds(f"{what}: ", given, fields)
     if fields is _SPEC:
         return
-    for field, count in given.items():
-        if isinstance(count, int) and not 0 <= count <= _MOST_ROWS:
-            raise UserError(f"study config: {what}: {field} is {shown(count)}; give 0 to {_MOST_ROWS:,}")
+    for field, most in {
+        "items": _MOST_ROWS,
+        "harmful": _MOST_ROWS,
+        "benign": _MOST_ROWS,
+        "seed": _LARGEST_SEED,
+    }.items():
+        if not 0 <= (count := given.get(field, 0)) <= most:
+            raise UserError(f"study config: {what}: {field} is {shown(count)}; give 0 to {most:,}")
     if given["tiny"] not in names:
         raise UserError(f"study config: {what} has tiny {given['tiny']!r}; the tiny world has {', '.join(names)}")
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dgr_jax.data.trace import Trace
 from dgr_jax.tokens.chat import ChatFormat, Rendered
 
+_GRACE = 60
+"""Seconds that a worker goes on after SIGTERM."""
 _CHUNK = 64
 """Traces that travel to a worker together."""
 
@@ -56,7 +58,10 @@ def _first(
 
 def _start_worker(chat: ChatFormat) -> None:
     global _chat
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
+    # A shell's Ctrl-C and a machine's shutdown reach us too, and are for the process that waits for us: it ends us when
+    # it has what it needs, or is gone with its machine.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
     _chat = chat
 
 

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 from orbax import checkpoint as ocp
 
-from dgr_jax.errors import UserError, foreign, reason_of
+from dgr_jax.errors import UserError, reason_of, shortage
 from dgr_jax.run.files import unwritable
 
 
@@ -72,15 +72,19 @@ class CheckpointStore:
         Raises:
           UserError: it cannot be written; the checkpoints before it are untouched.
         """
-        with (
-            _silent_threads(),
-            foreign(f"checkpoint {self._folder}/{step} cannot be written", "give a writable folder"),
-        ):
-            if step in self._damaged:
-                self._manager.delete(step)
-                self._damaged.remove(step)
-            self._manager.save(step, args=ocp.args.StandardSave(state))
-            self._manager.wait_until_finished()
+        try:
+            with _silent_threads():
+                for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
+                    self._manager.delete(damaged)
+                    self._damaged.remove(damaged)
+                saved = self._manager.save(step, args=ocp.args.StandardSave(state))
+                self._manager.wait_until_finished()
+        except Exception as error:
+            if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
+                raise
+            raise unwritable(self._folder / str(step), error) from error
+        if not saved:
+            raise RuntimeError(f"Orbax did not save step {step} beside {self._manager.all_steps()}")
 
     def restore(self, step: int, like: Any) -> Any:
         """Loads a checkpoint.

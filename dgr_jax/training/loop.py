@@ -89,7 +89,7 @@ def train(
       UserError: nothing to train on, a sequence beyond the model's positions, or a checkpoint of another model in
         `folder`.
       DivergedError: the loss is infinite or not a number.
-      Stopped: a signal asked for the end; there is a checkpoint of the last step.
+      Stopped: a signal asked for the end; with `checkpoint_every` there is a checkpoint of the last step.
     """
     longest = max((len(sequence.token_ids) for sequence in sequences), default=0)
     if longest > model.config.max_positions:

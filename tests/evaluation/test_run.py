@@ -243,3 +243,14 @@ def test_a_stopped_evaluation_asks_only_for_what_is_left(tmp_path: pathlib.Path)
     assert [request.id for request in engine.asked] == ["sums/4"]
     for name in ("results.json", "samples.jsonl"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_answers_to_something_else_are_not_taken_from_the_folder(tmp_path: pathlib.Path):
+    problems = suite("sums", "reasoning", ("0", "4", None))
+    right, wrong = Scripted({"sums/0": ["</think>\n\n4"]}), Scripted({"sums/0": ["</think>\n\n5"]})
+    wrong.fingerprint = "another model"
+    values = [
+        find(run(engine, [problems], 1, output_dir=tmp_path), "sums", "reasoning_accuracy")["value"]
+        for engine in (right, wrong)
+    ]
+    assert values == [1.0, 0.0]

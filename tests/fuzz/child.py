@@ -17,7 +17,7 @@ import traceback
 SEED = os.environ.get("FUZZ_SEED", "0")
 MOST_BYTES = 2 << 30
 """What the cases of a process may take beyond what it has when they begin."""
-LONGEST = 1500
+LONGEST = 820
 """Characters of a message."""
 
 
@@ -47,8 +47,10 @@ def main(name: str, first: int, last: int) -> None:
         try:
             draw(random.Random(f"{name}/{SEED}/{number}"))()
         except UserError as error:
-            if not 10 < len(str(error)) < LONGEST:
-                found = f"a message of {len(str(error))} characters: {str(error)[:200]}"
+            if not 10 < len(str(error)) < LONGEST or "\n" in str(error):
+                found = f"no line of a fit length: {str(error)!r}"
+            if isinstance(error.__cause__, MemoryError):
+                found = traceback.format_exc()
         except BaseException:
             found = traceback.format_exc()
         if found:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -42,9 +43,30 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_ends(tmp_path
 
 def test_the_process_that_holds_a_folder_may_hold_it_once_more(tmp_path: pathlib.Path):
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
-    for lock in (first, second):
-        lock.release()
+    first.release()
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    other = subprocess.run(command, capture_output=True, text=True, env=environment(), input="")
+    assert other.returncode == 1 and f"is in use by process {os.getpid()} on" in other.stderr
+    second.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_none_can_be_are_refused(tmp_path: pathlib.Path):
+    (tmp_path / "file").write_text("")
+    for name in ("x" * 300, "file/run"):
+        with pytest.raises(UserError, match="^cannot write .*; give a writable folder$"):
+            FolderLock(tmp_path / name)
+
+
+def test_a_holder_s_name_needs_no_room(tmp_path: pathlib.Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        lock = FolderLock(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / LOCK).read_text() == ""
+    lock.release()
 
 
 def test_a_lock_goes_with_its_object(tmp_path: pathlib.Path):

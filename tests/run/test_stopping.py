@@ -50,6 +50,15 @@ def test_a_second_signal_stops_at_once():
         pytest.fail("went on")
 
 
+def test_a_signal_is_not_forgotten_over_an_error():
+    with pytest.raises(Stopped) as caught, at_borders("step"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("the loss is no number")
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(ValueError), at_borders("step"):
+        raise ValueError("nobody asked")
+
+
 def test_nobody_asked(tmp_path: pathlib.Path):
     before = signal.getsignal(signal.SIGTERM)
     with at_borders("step") as stopping:

@@ -1,6 +1,7 @@
 """Fine-tuning: the loss is what it says, accumulation and packing do not change it, and a kill costs nothing."""
 
 import collections
+import contextlib
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ from dgr_jax.tiny_world.alignment import safety_rows
 from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.packing import TokenSequence
 from dgr_jax.training.batches import BatchPlan, training_sequences
+from dgr_jax.training.checkpoints import CheckpointStore
 from dgr_jax.training.loop import train
 from dgr_jax.training.recipe import Recipe, learning_rates
 from tests.small_models import write_folder
@@ -195,6 +197,19 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(random_model, s
     for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(again.model), strict=True):
         np.testing.assert_array_equal(a, b)
     assert tune(random_model, sequences, folder=tmp_path, checkpoint_every=2, steps=4).history == []
+
+
+def test_a_checkpoint_before_a_damaged_one_is_saved(tmp_path):
+    for step in (2, 4):
+        with contextlib.closing(CheckpointStore(tmp_path)) as store:
+            store.save(step, [jnp.full(3, step)])
+    for file in (tmp_path / "4").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with contextlib.closing(CheckpointStore(tmp_path)) as store:
+        assert store.restore_latest([jnp.zeros(3, int)])[0] == 2
+        store.save(3, [jnp.full(3, 3)])
+        assert store.restore_latest([jnp.zeros(3, int)])[0] == 3
 
 
 def test_checkpoints_that_are_all_damaged_are_kept_and_said(random_model, sequences, tmp_path):
