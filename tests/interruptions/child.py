@@ -3,8 +3,9 @@
 python child.py FOLDER PATTERN NUMBER ACTION SCRIPT ARGUMENTS
 
 Watched are operations that make, rename or remove something under FOLDER and whose "event path" PATTERN matches; NUMBER
-counts them from 0. ACTION is the name of a signal, or a number of bytes beyond which files may not grow from then on,
-as if the disk were full. The paths of all operations go to FOLDER.log, one a line.
+counts them from 0. ACTION is the name of a signal, "group" for SIGTERM to all of its process group, or a number of
+bytes beyond which files may not grow from then on, as if the disk were full. The paths of all operations go to
+FOLDER.log, one a line.
 """
 
 import os
@@ -45,6 +46,8 @@ def act(action: str) -> None:
     """Sends this process a signal, or takes its disk."""
     if action.isdecimal():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(action), resource.RLIM_INFINITY))
+    elif action == "group":
+        os.killpg(0, signal.SIGTERM)
     else:
         os.kill(os.getpid(), signal.Signals[action])
 

@@ -62,7 +62,7 @@ class Case:
         """Runs it; `begin` is called in its process."""
         return subprocess.run(
             self.command(output, watched), capture_output=True, text=True, timeout=300, env=self.environment,
-            preexec_fn=begin,
+            preexec_fn=begin, start_new_session=True,
         )  # fmt: skip
 
     @property
@@ -143,6 +143,17 @@ def test_a_signal_is_heard_at_the_next_border(case: Case, tmp_path, name: str):
     assert left == []
     if name == "SIGTERM":
         case.check(tmp_path / "run")
+
+
+@pytest.mark.parametrize("case", ["score"], indirect=True)
+def test_workers_outlive_a_signal_to_their_group(case: Case, tmp_path):
+    """As a machine's shutdown and `timeout` send it."""
+    case.flags["workers"] = 2
+    done = case.run(tmp_path / "run", (FIRST_RESULT[case.name], 0, "group"))
+    case.flags["workers"] = 0
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert len(list((tmp_path / "run" / "scores").iterdir())) == 1 and "Traceback" not in done.stderr
+    case.check(tmp_path / "run")
 
 
 def test_a_kill_before_any_file_operation_changes_nothing(case: Case, tmp_path):

@@ -47,9 +47,15 @@ class Ended(NamedTuple):
 
 
 def on_two_hosts(
-    script: str, first: Sequence[str], second: Sequence[str], largest_file: int | None = None
+    script: str,
+    first: Sequence[str],
+    second: Sequence[str],
+    largest_file: int | None = None,
+    watched: Sequence[str] = (),
 ) -> tuple[Ended, Ended]:
-    """Runs a script in two processes with their own arguments; the first can write files up to a size."""
+    """Runs a script in two processes with their own arguments; the first can write files up to a size, or is `watched`
+    by tests/interruptions/child.py.
+    """
 
     def limit() -> None:
         if largest_file:
@@ -59,7 +65,10 @@ def on_two_hosts(
     port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, str(REPO / "scripts" / f"{script}.py"), *arguments, f"--hosts=localhost:{port},2,{index}"],
+            [
+                sys.executable, *(() if index else watched), str(REPO / "scripts" / f"{script}.py"), *arguments,
+                f"--hosts=localhost:{port},2,{index}",
+            ],
             env=environment(XLA_FLAGS=flags), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=None if index else limit,
         )
@@ -164,6 +173,18 @@ def test_a_host_that_fails_alone_takes_the_other_with_it(tmp_path, arguments):
     first, second = on_two_hosts("score", *given, largest_file=4000)
     assert first.status == 1 and "File too large; free space there" in first.error
     assert second.status != 0 and "traces scored" not in second.out
+
+
+def test_a_signal_to_one_host_stops_all_at_the_same_shard(tmp_path, arguments):
+    given = [arguments(host) for host in ("first", "second")]
+    child = str(REPO / "tests" / "interruptions" / "child.py")
+    watched = [child, str(tmp_path / "first"), r"os.rename .*/scores/000000.jsonl$", "0", "SIGTERM"]
+    first, second = on_two_hosts("score", *given, watched=watched)
+    assert (first.status, second.status) == (143, 143), first.err + second.err
+    assert [file.name for file in (tmp_path / "first" / "scores").iterdir()] == ["000000.jsonl"]
+    assert "stopping after this shard" in first.err and "to go on: " in second.err
+    first, second = on_two_hosts("score", *given)
+    assert (first.status, second.status) == (0, 0) and len(records(tmp_path / "first")) == TRACES
 
 
 @pytest.mark.parametrize(
