@@ -14,12 +14,14 @@ class UserError(ValueError):
     their names in backticks, such as `max_length`: an argument for whoever calls the library, and for the commands,
     which print the message without a traceback and exit with status 1, the flag of that name.
 
-    Of a message that quotes too much of somebody's file, the beginning and the end, where the advice is, are kept.
+    A message quotes somebody's file or server: it is made one line, what a terminal would not print is spelt out, and
+    of one that is too long the beginning and the end, where the advice is, are kept.
     """
 
     def __init__(self, message: str):
-        cut = len(message) > _LONGEST
-        super().__init__(f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}" if cut else message)
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.splitlines()))
+        cut = len(line) > _LONGEST
+        super().__init__(f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}" if cut else line)
 
 
 _LONGEST = 800

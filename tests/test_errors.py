@@ -9,6 +9,7 @@ from dgr_jax.errors import UserError, foreign, reason_of, shortage, shown
 
 def test_a_message_keeps_its_beginning_and_its_advice():
     assert str(UserError("x is 3; give 4")) == "x is 3; give 4"
+    assert str(UserError("two\nlines, \x1b[31m and \ud800")) == r"two lines, \x1b[31m and \ud800"
     long = str(UserError(f"x is {'9' * 5000}; give 4"))
     assert long.startswith("x is 999") and long.endswith("; give 4") and " [...] " in long and len(long) < 820
 
