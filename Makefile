@@ -11,7 +11,7 @@ SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 BIN := .venv/bin
 RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 
-# What the parity tests run on, beside the newest that setup.py allows, which constraints.txt has.
+# What the parity tests run on, beside the newest release, which constraints.txt has.
 OLDEST_TRANSFORMERS := 5.21.0
 
 .PHONY: demo test test-parity test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean

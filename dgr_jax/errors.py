@@ -39,6 +39,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def in_range(value: object, least: float, most: float) -> bool:
+    """Whether a value is a number from `least` to `most`: a whole one, where `least` is an int."""
+    kinds = int if isinstance(least, int) else int | float
+    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
+
+
 def shortage(error: BaseException) -> tuple[str, str] | None:
     """What the machine has run out of, in the system's words, and what to do; None for other errors."""
     number = getattr(error, "errno", None)

@@ -1,10 +1,11 @@
 """What an error says, and does not."""
 
 import errno
+import math
 
 import pytest
 
-from dgr_jax.errors import UserError, foreign, reason_of, shortage, shown
+from dgr_jax.errors import UserError, foreign, in_range, reason_of, shortage, shown
 
 
 def test_a_message_keeps_its_beginning_and_its_advice():
@@ -28,6 +29,11 @@ def test_a_message_keeps_its_beginning_and_its_advice():
 def test_what_a_machine_has_run_out_of(error: Exception, said: str | None):
     found = shortage(error)
     assert said is None if found is None else "; ".join(found).startswith(str(said))
+
+
+def test_ranges_tell_whole_numbers_from_others():
+    assert in_range(3, 1, 5) and in_range(3, 1.0, 5.0) and in_range(0.5, 0.0, 1.0)
+    assert not any(in_range(value, 1, 5) for value in (0, 6, 2.0, True, None, "3", math.nan))
 
 
 class PanicException(BaseException):

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from dgr_jax.errors import UserError, shown
+from dgr_jax.errors import UserError, in_range, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,8 @@ class Decoding:
 
     def __post_init__(self):
         for name, (least, most) in _RANGES.items():
-            value, kinds = getattr(self, name), int if isinstance(least, int) else int | float
-            if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-                what = "a whole number" if kinds is int else "a number"
+            if not in_range(value := getattr(self, name), least, most):
+                what = "a whole number" if isinstance(least, int) else "a number"
                 raise UserError(f"`{name}` is {shown(value)}; give {what} from {least} to {most}")
 
 

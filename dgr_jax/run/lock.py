@@ -46,19 +46,16 @@ class FolderLock:
                 lock.acquire()
             except filelock.Timeout:
                 lock.acquire()  # the holder may just have ended
-        except (filelock.Timeout, PermissionError) as error:
-            if isinstance(error, PermissionError) and not (place / LOCK).exists():
-                if os.path.isdir(place) and not os.access(place, os.W_OK):
-                    return
-                raise unwritable(folder, error) from error
-            raise UserError(
-                f"{folder} is in use by {_holder(place)}; wait until that ends, or choose another folder"
-            ) from error
         except NotImplementedError:
             return
         except OSError as error:
-            if error.errno in _WITHOUT_LOCKS:
+            if error.errno in _WITHOUT_LOCKS or (os.path.isdir(place) and not os.access(place, os.W_OK)):
                 return
+            # A lock that somebody else may open alone is somebody else's.
+            if isinstance(error, filelock.Timeout) or os.path.exists(place / LOCK):
+                raise UserError(
+                    f"{folder} is in use by {_holder(place)}; wait until that ends, or choose another folder"
+                ) from error
             raise unwritable(folder, error) from error
         if isinstance(lock, filelock.UnixFileLock):
             with contextlib.suppress(OSError):  # the lock is held, whether or not there is room for a name

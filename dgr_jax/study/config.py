@@ -83,10 +83,8 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
       UserError: a field that is unknown or missing, or an arm about a model or source that the config does not name.
     """
     _check_kind("the config", config, Mapping)
-    _check("the config", config, _FIELDS, needed=_FIELDS)
-    _check_kinds("", config, _FIELDS)
-    _check("refine", config["refine"], _REFINE, needed=_REFINE)
-    _check_kinds("refine.", config["refine"], _REFINE)
+    _check_fields("the config", config, _FIELDS)
+    _check_fields("refine", config["refine"], _REFINE)
     _check("decoding", config["decoding"], _names(Decoding))
     _check("recipe", config["recipe"], _names(Recipe) - {"learning_rate", "steps", "seed", "compute_dtype"})
     for field in ("samples_per_item", "batch_size"):
@@ -155,8 +153,7 @@ def _check_tiny(what: str, given: Mapping[str, Any], fields: Mapping[str, Any], 
     """A source or suite is of the tiny world, or has a spec."""
     if "tiny" not in given:
         fields = _SPEC
-    _check(what, given, fields, fields)
-    _check_kinds(f"{what}: ", given, fields)
+    _check_fields(what, given, fields)
     if fields is _SPEC:
         return
     for field, most in {
@@ -171,9 +168,11 @@ def _check_tiny(what: str, given: Mapping[str, Any], fields: Mapping[str, Any], 
         raise UserError(f"study config: {what} has tiny {given['tiny']!r}; the tiny world has {', '.join(names)}")
 
 
-def _check_kinds(what: str, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def _check_fields(what: str, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """It has these fields and no others, each of its kind."""
+    _check(what, given, kinds, needed=kinds)
     for field, kind in kinds.items():
-        _check_kind(f"{what}{field}", given[field], kind)
+        _check_kind(f"{field} of {what}", given[field], kind)
 
 
 def _check_kind(what: str, value: Any, kind: Any) -> None:

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from dgr_jax.errors import foreign
 from dgr_jax.run.files import read_text, unwritable, write_text
 
 _FLUSH_SECONDS = 30
@@ -28,7 +29,8 @@ class MetricsWriter:
         if self._file.exists():
             # The last line may be cut off where a run was killed; such a step is run again in any case.
             whole = read_text(self._file).split("\n")[:-1]
-            kept = [line for line in whole if json.loads(line)["step"] < resume_step]
+            with foreign(f"{self._file} is not what was written", "delete its folder, and run again"):
+                kept = [line for line in whole if json.loads(line)["step"] < resume_step]
             write_text(self._file, "".join(line + "\n" for line in kept))
         self._files = contextlib.ExitStack()
         try:
@@ -37,6 +39,7 @@ class MetricsWriter:
                 self._files.enter_context(contextlib.closing(board))
             self._board = board
         except OSError as error:
+            self._files.close()
             raise unwritable(folder, error) from error
 
     def close(self) -> None:

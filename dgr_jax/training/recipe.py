@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, in_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,7 @@ class Recipe:
 
     def __post_init__(self):
         for name, (low, high, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            kinds = int if isinstance(low, int) else int | float
-            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            if not in_range(value := getattr(self, name), low, high):
                 raise UserError(f"recipe: `{name}` is {value!r}; give {wanted}")
         for name, kind in get_type_hints(Recipe).items():
             if get_origin(kind) is Literal and getattr(self, name) not in (allowed := get_args(kind)):

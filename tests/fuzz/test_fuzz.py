@@ -84,6 +84,7 @@ def test_sound_inputs_are_read(kind: str, tmp_path, monkeypatch):
     monkeypatch.setattr(models.template, "_SECONDS", 10.0)  # put back, whatever a kind makes of it
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
+    assert set(KINDS) == kinds.KINDS.keys()
     draw, read = kinds.KINDS[kind](tmp_path), 0
     for number in range(8):
         with contextlib.suppress(UserError):

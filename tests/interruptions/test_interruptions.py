@@ -2,7 +2,6 @@
 the results that an undisturbed run has.
 """
 
-import ctypes
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from dgr_jax.data.files import write_traces
-from tests.calling import REPO, arguments, environment, files_in
+from tests.calling import REPO, arguments, environment, files_in, obey_permissions
 from tests.scoring.cases import draw_traces
 
 pytestmark = pytest.mark.interruptions
@@ -210,12 +209,6 @@ def test_a_read_only_folder_is_one_line(case: Case, tmp_path):
         output.chmod(0o755)
     assert said.startswith(f"cannot write {output}") and said.endswith("Permission denied; give a writable folder")
     assert list(output.iterdir()) == []
-
-
-def obey_permissions() -> None:
-    """Root, too, is refused what a file's mode refuses: its capabilities go with the next exec."""
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def test_too_few_open_files_are_one_line(case: Case, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from dgr_jax.errors import UserError
 from dgr_jax.run.lock import LOCK, FolderLock
-from tests.calling import environment
+from tests.calling import environment, obey_permissions
 
 HOLDER = """
 import sys
@@ -56,6 +56,22 @@ def test_places_that_none_can_be_are_refused(tmp_path: pathlib.Path):
     for name in ("x" * 300, "file/run"):
         with pytest.raises(UserError, match="^cannot write .*; give a writable folder$"):
             FolderLock(tmp_path / name)
+
+
+@pytest.mark.parametrize(("folder_mode", "said"), [(0o755, "is in use by process 7 on far"), (0o555, "held")])
+def test_a_lock_of_somebody_else_is_respected_where_one_can_write(tmp_path: pathlib.Path, folder_mode: int, said: str):
+    """A folder that cannot be written is only looked at, whatever lies in it."""
+    (tmp_path / LOCK).write_text("process 7 on far\n")
+    (tmp_path / LOCK).chmod(0o444)
+    tmp_path.chmod(folder_mode)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDER, str(tmp_path)], capture_output=True, text=True, env=environment(), input="",
+            preexec_fn=obey_permissions,
+        )  # fmt: skip
+    finally:
+        tmp_path.chmod(0o755)
+    assert said in done.stdout + done.stderr
 
 
 def test_a_holder_s_name_needs_no_room(tmp_path: pathlib.Path):

@@ -60,6 +60,13 @@ def test_tensorboard_reads_the_scalars_and_where_a_run_went_on(tmp_path: pathlib
     assert scalars == [("loss", 0.25), ("loss", pytest.approx(0.2))]
 
 
+@pytest.mark.parametrize("line", ['{"step": 0', "7", "{}"])
+def test_metrics_of_something_else_are_refused(tmp_path: pathlib.Path, line: str):
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not what was written .*; delete its folder"):
+        MetricsWriter(tmp_path, resume_step=1)
+
+
 def test_a_full_disk_is_said_at_the_step(tmp_path: pathlib.Path, board: bool):
     writer = MetricsWriter(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
