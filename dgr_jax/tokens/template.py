@@ -7,6 +7,7 @@ conversation is the same text on every day; an end to a template that has none; 
 import contextlib
 import ctypes
 import datetime
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ _STANDING_CLOCK = (
 _SECONDS = 10.0
 """What a template may take for a conversation of a few words."""
 _LARGEST = 10**6
-"""Largest whole number in a template: `'a' * 10000000000` fills the memory before anything could stop it."""
+"""Largest number in a template: `'a' * 10000000000` fills the memory before anything could stop it."""
 
 
 class Template:
@@ -111,9 +112,20 @@ def _checked(template: Any, name: str) -> str:
     except jinja2.TemplateError as error:
         raise UserError(f"{where}: is not Jinja ({reason_of(error)}); mend or change the template") from error
     for kind, text in tokens:
-        if (kind, text) == ("operator", "**") or (kind == "integer" and int(text.replace("_", ""), 0) > _LARGEST):
+        if (kind, text) == ("operator", "**") or _largest_number(kind, text) > _LARGEST:
             raise UserError(f"{where}: calculates with {text[:20]}, which no template needs and none may; take it out")
     return template
+
+
+def _largest_number(kind: str, text: str) -> float:
+    """Of a token of Jinja: its own, or that of a text which tells a format how wide to be, as '%9d' does."""
+    if kind == "integer":
+        return int(text.replace("_", ""), 0)
+    if kind == "float":
+        return float(text.replace("_", ""))
+    if kind == "string" and ("%" in text or "{" in text):
+        return max(map(float, re.findall("[0-9]+", text)), default=0)
+    return 0
 
 
 class _TakesTooLong(BaseException):

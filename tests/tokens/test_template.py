@@ -56,7 +56,10 @@ def test_an_endless_template_ends(tmp_path, monkeypatch):
     assert time.monotonic() - begin < 30
 
 
-@pytest.mark.parametrize("large", ["{{ 9 ** 9 ** 9 }}", "{{ 'a' * 99999999999 }}"])
+@pytest.mark.parametrize("large", [
+    "{{ 9 ** 9 ** 9 }}", "{{ 'a' * 99999999999 }}", "{{ '%999999999d' % 1 }}", "{{ '{:999999999}'.format(1) }}",
+    "{{ 'a' | center(1e12 | int) }}",
+])  # fmt: skip
 def test_numbers_without_end_are_refused_before_they_are_computed(tmp_path, large):
     with pytest.raises(UserError, match="calculates with"):
         chat(tmp_path, large + TEMPLATE)
