@@ -21,12 +21,14 @@ demo: .venv/installed  ## The whole method on the embedded model: score, refine,
 
 # Most of the suite's time is compilation: code that runs once need not be optimised. The parity tests (on the newest
 # transformers), the benchmarks and the studies run optimised code.
+QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
+
 test: .venv/installed  ## The test suite.
-	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest
+	$(QUICK) $(BIN)/python -m pytest
 
 test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest and the oldest transformers, on PyTorch.
 	$(BIN)/python -m pytest -m parity tests/parity
-	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" TRANSFORMERS=$(OLDEST_TRANSFORMERS) .venv/oldest/bin/python -m pytest -m parity tests/parity
+	$(QUICK) TRANSFORMERS=$(OLDEST_TRANSFORMERS) .venv/oldest/bin/python -m pytest -m parity tests/parity
 
 test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m interruptions tests/interruptions

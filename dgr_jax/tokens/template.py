@@ -29,6 +29,8 @@ _SECONDS = 10.0
 """What a template may take for a conversation of a few words."""
 _LARGEST = 10**6
 """Largest number in a template: `'a' * 10000000000` fills the memory before anything could stop it."""
+_FORMAT = re.compile(r"""%(?:\([^)]*\))?[-+ #0]*([0-9]*)(?:\.([0-9]+))?|\{[^{}"']*:[^{}"']*?([0-9]+)(?:\.([0-9]+))?""")
+"""Width and precision in the two ways to write a format; JSON that a template quotes is neither."""
 
 
 class Template:
@@ -123,9 +125,8 @@ def _largest_number(kind: str, text: str) -> float:
         return int(text.replace("_", ""), 0)
     if kind == "float":
         return float(text.replace("_", ""))
-    if kind == "string" and ("%" in text or "{" in text):
-        return max(map(float, re.findall("[0-9]+", text)), default=0)
-    return 0
+    widths = (width for found in _FORMAT.findall(text) for width in found if width) if kind == "string" else ()
+    return max(map(float, widths), default=0)
 
 
 class _TakesTooLong(BaseException):

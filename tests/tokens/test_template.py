@@ -58,11 +58,18 @@ def test_an_endless_template_ends(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("large", [
     "{{ 9 ** 9 ** 9 }}", "{{ 'a' * 99999999999 }}", "{{ '%999999999d' % 1 }}", "{{ '{:999999999}'.format(1) }}",
+    "{{ '%(x)-999999999d' % {'x': 1} }}", "{{ '%.999999999f' % 1 }}", "{{ '{0:>9.999999999f}'.format(1) }}",
     "{{ 'a' | center(1e12 | int) }}",
 ])  # fmt: skip
 def test_numbers_without_end_are_refused_before_they_are_computed(tmp_path, large):
     with pytest.raises(UserError, match="calculates with"):
         chat(tmp_path, large + TEMPLATE)
+
+
+def test_numbers_that_are_no_widths_are_read(tmp_path):
+    example = """{"name": "call", "arguments": {"id": 123456789, "share": "50%"}}"""
+    quoted = chat(tmp_path, "{{ '" + example + "' }}" + TEMPLATE)
+    assert quoted.decode(quoted.prompt_ids("Why?")) == example + "<|user|>Why?<|bot|>"
 
 
 def test_the_clock_of_a_template_stands_still(tmp_path):
