@@ -36,7 +36,7 @@ test-interruptions: .venv/installed  ## Signals, kills, full disks and other tro
 fuzz: .venv/installed  ## Damaged inputs of every kind; FUZZ=1000 for a tenth of them.
 	FUZZ=$(or $(FUZZ),10080) $(BIN)/python -m pytest -m fuzz tests/fuzz
 
-check-hardware: .venv/hardware/installed  ## The kernels compile for TPU v5e, v5p, v6e and H100, on any machine.
+check-hardware: .venv/hardware/installed  ## What users run, and the kernels, compile and fit TPUs and H100s, on any machine.
 	.venv/hardware/bin/python -m pytest -m hardware tests/hardware
 
 compiled-memory: .venv/hardware/installed  ## The kernels' temporary memory on those devices, by their compilers.

@@ -11,7 +11,7 @@ setup(
     python_requires=">=3.12",
     packages=find_packages(include=["dgr_jax", "dgr_jax.*"]) + KERNELS,
     package_dir={package: "kernels/" + package.replace(".", "/") for package in KERNELS},
-    package_data={"dgr_jax": ["assets/*", "assets/tiny_lrm/*"]},
+    package_data={"dgr_jax": ["assets/*", "assets/tiny_lrm/*", "planning/h100.txtpb"]},
     install_requires=[
         "jax>=0.11.1,<0.13",
         "jaxtyping>=0.3",

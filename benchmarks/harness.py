@@ -22,6 +22,7 @@ import numpy as np
 import record
 from absl import flags
 from dgr_kernels import IMPLEMENTATIONS, KERNELS
+from dgr_kernels.dispatch import MAINTAINED
 
 flags.DEFINE_integer("rounds", 7, "Rounds of timing.", lower_bound=1)
 flags.DEFINE_bool("backward", True, "Time the gradient too.")
@@ -137,7 +138,7 @@ def compile_jax(c: Contender) -> None:
 def ours(operation: str) -> tuple[str, ...]:
     """Implementations of ours that are worth timing here."""
     if jax.default_backend() == "cpu":
-        return tuple(name for name in IMPLEMENTATIONS[operation] if name not in KERNELS)
+        return tuple(name for name in IMPLEMENTATIONS[operation] if name not in (*KERNELS, *MAINTAINED))
     return "chunked", jax.default_backend()
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import harness
 import jax
 import jax.numpy as jnp
-from dgr_kernels.attention import Visibility
+from dgr_kernels.attention import Visibility, attention
 
 
 class Rival(NamedTuple):
@@ -44,12 +44,12 @@ def attention_rivals(visibility: Visibility, segment_ids: jax.Array | None, caus
     if platform == "gpu":
         yield Rival("cuDNN with a mask", functools.partial(masked, implementation="cudnn"), (mask,))
         if causal:
-            cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-            yield Rival("cuDNN", cudnn)
+            yield Rival("cuDNN", functools.partial(attention, visibility=visibility, implementation="cudnn"))
             yield Rival("jax's Hopper example", _hopper_example, backward=False)
     if platform == "tpu" and (causal or segment_ids is not None):
         yield Rival("jax's TPU flash", functools.partial(_tpu_flash, segment_ids=segment_ids))
-        yield Rival("jax's TPU splash", functools.partial(_tpu_splash, segment_ids=segment_ids))
+        splash = functools.partial(attention, visibility=visibility, implementation="splash")
+        yield Rival("jax's TPU splash", splash)
     if importlib.util.find_spec("tokamax"):
         yield Rival("tokamax", _tokamax_attention, () if causal else (mask,))
 
@@ -81,21 +81,6 @@ def _tpu_flash(q: jax.Array, k: jax.Array, v: jax.Array, *, segment_ids: jax.Arr
     scale = q.shape[-1] ** -0.5
     out = flash.flash_attention(q, k, v, segment_ids=ids, causal=True, sm_scale=scale, block_sizes=sizes)
     return out.swapaxes(1, 2)
-
-
-def _tpu_splash(q: jax.Array, k: jax.Array, v: jax.Array, *, segment_ids: jax.Array | None) -> jax.Array:
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    _, T, N, H = q.shape
-    group = N // k.shape[2]
-    mask = splash.MultiHeadMask([splash.CausalMask((T, T)) for _ in range(group)])
-    kernel: Any = splash.make_splash_mqa_single_device(mask)
-    ids = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
-    q = (q * H**-0.5).reshape(*q.shape[:2], -1, group, H).transpose(0, 2, 3, 1, 4)
-    k, v = (x.swapaxes(1, 2) for x in (k, v))
-    by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out: Any = jax.vmap(by_head, in_axes=(0, 0, 0, None if ids is None else 0))(q, k, v, ids)
-    return out.transpose(0, 3, 1, 2, 4).reshape(out.shape[0], T, N, H)
 
 
 def _tokamax_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -4,9 +4,6 @@ libtpu and the CUDA plugin hold real compilers, and a description of a device is
 `make check-hardware` or `make compiled-memory`.
 """
 
-import functools
-import os
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from dgr_kernels.attention import Visibility, attention_and_log_sum_exp
 from dgr_kernels.token_scores import token_scores
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-DEVICES = (*TPUS, "h100")
-IMPLEMENTATION = dict.fromkeys(TPUS, "tpu") | {"h100": "gpu"}
+from dgr_jax.planning.machines import Machine
 
-_H100 = pathlib.Path(__file__).parent / "h100.txtpb"
+TPUS = ("v5e", "v5p", "v6e")
+DEVICES = (*TPUS, "h100")
+MACHINES = {name: f"{name}:4" for name in TPUS} | {"h100": "h100:1"}
+IMPLEMENTATION = dict.fromkeys(TPUS, "tpu") | {"h100": "gpu"}
 
 
 class Shapes(NamedTuple):
@@ -43,20 +40,9 @@ MODELS = {
 }
 
 
-@functools.cache
 def devices(name: str) -> list[Any]:
     """Descriptions of the devices of one machine, or of one card. JAX must not have looked for devices yet."""
-    # libtpu asks a metadata server what it runs on, unless it is told; no GPU must be looked for.
-    os.environ.update(
-        TPU_SKIP_MDS_QUERY="1",
-        TPU_ACCELERATOR_TYPE="v5litepod-4",
-        TPU_WORKER_HOSTNAMES="localhost",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        CUDA_VISIBLE_DEVICES="-1",
-    )
-    if name in TPUS:
-        return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[name]).devices
-    return topologies.get_topology_desc("h100", "cuda", target_config=_H100.read_text(), topology="1x1x1").devices
+    return Machine.of(MACHINES[name]).devices
 
 
 def compiled_for(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -45,6 +45,17 @@ def in_range(value: object, least: float, most: float) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
 
 
+@contextlib.contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turns a device's lack of memory, when a program is compiled for it or runs, into a `UserError` with advice."""
+    try:
+        yield
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"the device has too little memory: {reason_of(error)[:200]}; {advice}") from error
+
+
 def shortage(error: BaseException) -> tuple[str, str] | None:
     """What the machine has run out of, in the system's words, and what to do; None for other errors."""
     number = getattr(error, "errno", None)

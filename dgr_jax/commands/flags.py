@@ -78,8 +78,8 @@ COMMON: dict[str, Define] = {
     "implementation": choice(
         None,
         ["reference", "chunked", "tpu", "gpu"],
-        "Of attention and token scores: two in XLA, and the hand-written kernels of a device. By default what was "
-        "measured to be fastest there, which so far is XLA. Decoding steps always use XLA.",
+        "Of attention and token scores: two in XLA, and the hand-written kernels of a device. By default what "
+        "docs/kernels.md says for the device and the rows. Decoding steps always use XLA.",
     ),
     "on_bad_row": choice(
         "error", ["error", "skip"], "What to do with a row that is not a trace: stop, or leave it out and count it."
@@ -120,7 +120,9 @@ GENERATION: dict[str, Define] = {
     "engine": choice("builtin", ["builtin", "openai"], "Built-in sampler, or an OpenAI-compatible server."),
     "base_url": text("http://localhost:8000/v1", "Server of --engine=openai."),
     "served_model": text(None, "Model name at the server; --model by default."),
-    "batch_size": whole(64, "Prompts decoded at a time by the built-in sampler.", 1),
+    "batch_size": text(
+        "auto", 'Prompts decoded at a time by the built-in sampler: a number, or "auto" for as many as memory holds.'
+    ),
 }
 
 
@@ -199,6 +201,15 @@ def decoding(given: flags.FlagValues) -> "Decoding":
     return Decoding(given.temperature, given.top_p, given.top_k, given.max_new_tokens)
 
 
+def batch_size(asked: str) -> int | None:
+    """What --batch_size asks for; None for as many rows as memory holds."""
+    if asked == "auto":
+        return None
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"`batch_size` is {shown(asked)}; give a number of 1 or more, or auto")
+    return int(asked)
+
+
 def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None]":
     """The engine that the flags of `GENERATION` ask for, its chat format, and the weights where they are here."""
     if given.engine == "openai":
@@ -215,6 +226,6 @@ def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None
         mesh=mesh_or_none(given.mesh),
         dtype=given.dtype,
         implementation=given.implementation,
-        batch_size=given.batch_size,
+        batch_size=batch_size(given.batch_size),
     )
     return sampler, sampler.chat, sampler.model

@@ -7,8 +7,7 @@ see docs/method.md). Nothing is lost and everything is counted: accepted + rejec
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
 from etils import epath
@@ -21,7 +20,6 @@ from dgr_jax.dgr.request import render_request
 from dgr_jax.errors import UserError
 from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
 from dgr_jax.run.files import fingerprint_records, read_json_lines, write_json, write_json_lines
-from dgr_jax.run.progress import Progress
 from dgr_jax.run.shards import Shards
 from dgr_jax.run.stage import Stage
 from dgr_jax.scoring.scorer import Scorer
@@ -114,12 +112,12 @@ def refine(
         raise UserError("there is nothing to refine: no traces")
     if settings.pick == "likeliest" and scorer is None:
         raise UserError("`pick` likeliest needs the target's weights to score with; use the builtin engine")
-    do = functools.partial(
-        _refine_some, engine=engine, chat=chat, rewrite_filter=rewrite_filter, settings=settings, scorer=scorer
-    )
     _check_source(traces, chat, scorer)
+    rewriting = _Rewriting(traces, engine, chat, rewrite_filter, settings, scorer)
     if folder is None:
-        return _finish(traces, do(traces), settings)
+        everything = range(len(traces))
+        tried = dict(rewriting.attempts(list(everything)))
+        return _finish(traces, rewriting.records(everything, [tried[i] for i in everything]), settings)
     with Stage.open(
         folder,
         "refine",
@@ -138,14 +136,7 @@ def refine(
         if stage.finished:
             with stage.reading():
                 return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
-        with Progress("refine", len(traces)) as progress:
-
-            def records_of(numbers: range) -> list[dict[str, Any]]:
-                records = do([traces[i] for i in numbers])
-                progress.advance(len(numbers))
-                return records
-
-            shards.complete(records_of)
+        shards.complete(rewriting.attempts, rewriting.records)
         records = list(shards.read())
         result = _finish(traces, records, settings)
         write_traces(stage.folder / "refined.jsonl", result.traces)
@@ -175,32 +166,54 @@ def _unfit(trace: Trace, chat: ChatFormat, scorer: Scorer | None) -> tuple[str, 
     return "", ""
 
 
-def _refine_some(
-    traces: Sequence[Trace],
-    engine: Engine,
-    chat: ChatFormat,
-    rewrite_filter: RewriteFilter,
-    settings: RefineSettings,
-    scorer: Scorer | None,
-) -> list[dict[str, Any]]:
-    """One record per trace: outcome, attempts, the chosen reasoning and answer, and what was rejected last."""
-    candidates: dict[str, list[_Candidate]] = {trace.id: [] for trace in traces}
-    to_try = list(traces)
-    for attempt in range(settings.attempts):
-        requests = [Request(t.id, render_request(settings.template, t), attempt, t.system) for t in to_try]
-        by_id = {t.id: t for t in to_try}
-        for completion in engine.generate(requests, settings.decoding, seed=settings.seed):
-            response = chat.parse(completion.text)
-            source = by_id[completion.id]
-            outcome = rewrite_filter.outcome(source, response, truncated=completion.truncated)
-            candidate = _Candidate(completion, response, outcome)
-            if outcome == ACCEPTED and (unfit := _unfit(_rewritten(source, candidate), chat, scorer)[0]):
-                candidate = dataclasses.replace(candidate, outcome=unfit)
-            candidates[completion.id].append(candidate)
-        if settings.pick == "first":
-            to_try = [t for t in to_try if candidates[t.id][-1].outcome != ACCEPTED]
-    scores = _score(traces, candidates, scorer)
-    return [_record(trace, candidates[trace.id], scores, settings, engine.name) for trace in traces]
+@dataclasses.dataclass(frozen=True)
+class _Rewriting:
+    """Traces and what rewrites them."""
+
+    traces: Sequence[Trace]
+    engine: Engine
+    chat: ChatFormat
+    filter: RewriteFilter
+    settings: RefineSettings
+    scorer: Scorer | None
+
+    def attempts(self, numbers: list[int]) -> Generator[tuple[int, list[_Candidate]]]:
+        """All attempts at each of some traces, with its number, as soon as the last is judged."""
+        number_of, last = {self.traces[i].id: i for i in numbers}, self.settings.attempts - 1
+        tried: dict[int, list[_Candidate]] = {i: [] for i in numbers}
+
+        def done(candidates: Sequence[_Candidate]) -> bool:
+            first = self.settings.pick == "first" and candidates[-1].outcome == ACCEPTED
+            return first or candidates[-1].completion.attempt == last
+
+        def again(completion: Completion) -> Request | None:
+            number = number_of[completion.id]
+            tried[number].append(self._judged(self.traces[number], completion))
+            return None if done(tried[number]) else self._request(self.traces[number], completion.attempt + 1)
+
+        requests = [self._request(self.traces[i], 0) for i in numbers]
+        for completion in self.engine.generate(requests, self.settings.decoding, seed=self.settings.seed, again=again):
+            number = number_of[completion.id]
+            if done(tried[number]):
+                yield number, tried.pop(number)
+
+    def records(self, numbers: range, tried: Sequence[Sequence[_Candidate]]) -> list[dict[str, Any]]:
+        """One record per trace: outcome, attempts, the chosen reasoning and answer, and what was rejected last."""
+        traces = [self.traces[i] for i in numbers]
+        candidates = {trace.id: of_trace for trace, of_trace in zip(traces, tried, strict=True)}
+        scores = _score(traces, candidates, self.scorer)
+        return [_record(trace, candidates[trace.id], scores, self.settings, self.engine.name) for trace in traces]
+
+    def _request(self, trace: Trace, attempt: int) -> Request:
+        return Request(trace.id, render_request(self.settings.template, trace), attempt, trace.system)
+
+    def _judged(self, trace: Trace, completion: Completion) -> _Candidate:
+        response = self.chat.parse(completion.text)
+        outcome = self.filter.outcome(trace, response, truncated=completion.truncated)
+        candidate = _Candidate(completion, response, outcome)
+        if outcome == ACCEPTED and (unfit := _unfit(_rewritten(trace, candidate), self.chat, self.scorer)[0]):
+            candidate = dataclasses.replace(candidate, outcome=unfit)
+        return candidate
 
 
 def _rewritten(trace: Trace, candidate: _Candidate) -> Trace:

@@ -34,7 +34,6 @@ from dgr_jax.tokens.packing import TokenSequence
 from dgr_jax.tokens.tokenizer import check_ids, check_vocabulary, load_tokenizer
 
 _MAX_GEN_TOKS = 256
-_ROWS = 64
 
 _SERVED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 """What a task may ask of generation, after lm_eval has settled their names."""
@@ -113,7 +112,7 @@ class DgrJax(TemplateLM):
             model, None, mesh=devices, tokens_per_batch=tokens_per_batch, share_prefixes=share_prefixes
         )
         rows = str(batch_size)  # lm_eval says 1 where nobody said anything, and "auto" at times
-        rows = int(rows) if rows.isdecimal() and rows != "1" else _ROWS
+        rows = int(rows) if rows.isdecimal() and rows != "1" else None
         self.sampler = Sampler(model, None, eos_token_ids=eos_token_ids, mesh=devices, batch_size=rows)
         self._max_gen_toks, self._add_bos_token, self._prefix_token_id = max_gen_toks, add_bos_token, prefix_token_id
         self._chat_template_args = dict(chat_template_args or {})

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -94,11 +94,12 @@ def _complete(
         yield from engine.generate(requests, decoding, seed=seed)
         return
 
-    def answers(numbers: range) -> list[dict[str, Any]]:
-        found = engine.generate([requests[i] for i in numbers], decoding, seed=seed)
-        return [dataclasses.asdict(completion) for completion in found]
+    def answers(numbers: list[int]) -> Generator[tuple[int, dict[str, Any]]]:
+        number_of = {(requests[i].id, requests[i].attempt): i for i in numbers}
+        for completion in engine.generate([requests[i] for i in numbers], decoding, seed=seed):
+            yield number_of[completion.id, completion.attempt], dataclasses.asdict(completion)
 
-    shards.complete(answers)
+    shards.complete(answers, seal=lambda _, records: records)
     for record in shards.read():
         yield Completion(**{**record, "token_ids": tuple(record["token_ids"])})
 

@@ -2,13 +2,19 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from dgr_kernels.attention import Visibility
+from jax.sharding import Mesh
 
-from dgr_jax.models.decoder import Decoder, KVCache
+from dgr_jax.models.cache import KVCache
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.sharding import Placement, array_sharding
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +39,30 @@ class DecodeState:
     active: jax.Array
     key: jax.Array
     log_prob: jax.Array
+
+    @classmethod
+    def empty(cls, config: ModelConfig, batch: int, slots: int, dtype: jax.typing.DTypeLike, heads_first: bool) -> Self:
+        """No row is being decoded yet."""
+        return cls(
+            cache=KVCache.empty(config, batch, slots, dtype, heads_first=heads_first),
+            tokens=jnp.zeros((batch, slots), jnp.int32),
+            length=jnp.ones(batch, jnp.int32),
+            limit=jnp.zeros(batch, jnp.int32),
+            active=jnp.zeros(batch, bool),
+            key=jnp.zeros((batch, 2), jnp.uint32),
+            log_prob=jnp.zeros(batch),
+        )
+
+    def shardings(self, mesh: Mesh) -> Self:
+        """Where each array lies on a mesh: rows as batches do, heads as their parameters."""
+        whole = jax.tree.map(lambda x: array_sharding(mesh, ("batch", "length")[: x.ndim], x.shape), self.without_cache)
+        cache = jax.tree.map(lambda x: array_sharding(mesh, self.cache.axes, x.shape), self.cache)
+        return dataclasses.replace(whole, cache=cache)
+
+    @property
+    def without_cache(self) -> Self:
+        """The rest."""
+        return dataclasses.replace(self, cache=None)
 
 
 def pick_tokens(logits: jax.Array, uniform: jax.Array, *, temperature: float, top_p: float, top_k: int) -> jax.Array:
@@ -88,10 +118,7 @@ def _nucleus_floor(probabilities: jax.Array, top_p: float) -> jax.Array:
     return jax.lax.bitcast_convert_type(floor, jnp.float32)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("temperature", "top_p", "top_k", "eos", "most_steps"), donate_argnames=("state",)
-)
-def decode(
+def _decode(
     model: Decoder,
     state: DecodeState,
     idle_to_stop: jax.Array,
@@ -108,10 +135,9 @@ def decode(
 
     def step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         count, state = carry
-        last = state.length - 1
-        token = state.tokens[rows, last][:, None]
-        hidden, cache = model.extend(token, last[:, None], Visibility.cached(state.length, S), state.cache, last)
-        logits = jnp.einsum("bd,vd->bv", hidden[:, 0], model.unembed_weight, preferred_element_type=jnp.float32)
+        last = jnp.where(state.active, state.length - 1, 0)  # an idle row costs attention no more than a slot
+        hidden, cache = model.extend(state.tokens[rows, last], last, state.cache)
+        logits = jnp.einsum("bd,vd->bv", hidden, model.unembed_weight, preferred_element_type=jnp.float32)
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.key), state.length)
         uniform = jax.vmap(jax.random.uniform)(keys)
         token = pick_tokens(logits, uniform, temperature=temperature, top_p=top_p, top_k=top_k)
@@ -136,8 +162,7 @@ def decode(
     return jax.lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
 
 
-@functools.partial(jax.jit, donate_argnames=("state",))
-def admit(
+def _admit(
     model: Decoder,
     state: DecodeState,
     place: jax.Array,
@@ -149,20 +174,35 @@ def admit(
     """Prefills prompts [P, T] into the places `place` [P]; a place of B or more is dropped."""
     P, T = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (P, T))
-    _, fresh = model.prefill(tokens, positions, Visibility.padded(length, T))
+    _, (k, v) = model.prefill(tokens, positions, Visibility.padded(length, T))
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[place].set(new, mode="drop")
 
     return DecodeState(
-        cache=KVCache(
-            state.cache.k.at[:, place, :, :T].set(fresh.k, mode="drop"),
-            state.cache.v.at[:, place, :, :T].set(fresh.v, mode="drop"),
-        ),
+        cache=state.cache.with_prompts(place, k, v),
         tokens=state.tokens.at[place, :T].set(tokens, mode="drop"),
         length=put(state.length, length),
         limit=put(state.limit, limit),
         active=put(state.active, jnp.ones(P, bool)),
         key=put(state.key, key),
         log_prob=put(state.log_prob, jnp.zeros(P)),
+    )
+
+
+class Programs(NamedTuple):
+    """`_decode` and `_admit`, jitted; each changes the state in place, and leaves it where it lies."""
+
+    decode: Callable[..., DecodeState]
+    admit: Callable[..., DecodeState]
+
+
+@functools.cache
+def programs(placement: Placement | None = None) -> Programs:
+    """The device's part of generation, for states that lie like this on a mesh; None on a single device."""
+    # Said, because what XLA chooses by itself for a result is another layout than it was given, and compiles again.
+    placed = {"donate_argnames": ("state",), "out_shardings": placement and placement.tree}
+    return Programs(
+        jax.jit(_decode, static_argnames=("temperature", "top_p", "top_k", "eos", "most_steps"), **placed),
+        jax.jit(_admit, **placed),
     )

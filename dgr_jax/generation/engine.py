@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from dgr_jax.errors import UserError, in_range, shown
@@ -80,6 +80,10 @@ class Completion:
     log_prob: float | None
 
 
+type Again = Callable[[Completion], Request | None]
+"""What to ask after a completion."""
+
+
 class Engine(Protocol):
     """Anything that completes requests.
 
@@ -93,6 +97,15 @@ class Engine(Protocol):
     fingerprint: str
     settings: dict[str, Any]
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
-        """Completes requests, in any order. A text depends on (seed, id, attempt) alone, not on its neighbours."""
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, *, seed: int, again: Again | None = None
+    ) -> Iterator[Completion]:
+        """Completes requests, and what is asked after them, in any order: all as one stream, so that none waits for
+        another. A text depends on (seed, id, attempt) alone, not on its neighbours.
+
+        Args:
+          requests: to begin with, roughly in this order.
+          decoding, seed: how they are answered.
+          again: called with each completion before it comes out; another request of the same prompt, or None.
+        """
         ...

@@ -21,7 +21,7 @@ from absl import logging
 
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN
 from dgr_jax.errors import UserError, reason_of, shown
-from dgr_jax.generation.engine import Completion, Decoding, Request, stream_digest
+from dgr_jax.generation.engine import Again, Completion, Decoding, Request, stream_digest
 from dgr_jax.run.background import as_they_come
 from dgr_jax.run.progress import Progress
 
@@ -99,7 +99,9 @@ class OpenAIEngine:
         self.fingerprint = hashlib.sha256(model.encode()).hexdigest()
         self.settings: dict[str, Any] = {}
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, *, seed: int, again: Again | None = None
+    ) -> Iterator[Completion]:
         """Completes requests as the server answers them. See `Engine.generate`.
 
         Raises:
@@ -108,7 +110,7 @@ class OpenAIEngine:
         """
         complete = functools.partial(self._complete, decoding=decoding, seed=seed)
         with Progress("generate", len(requests), "requests") as progress:
-            for completion in as_they_come(complete, requests, self._in_flight):
+            for completion in as_they_come(complete, requests, self._in_flight, again):
                 progress.advance()
                 yield completion
 

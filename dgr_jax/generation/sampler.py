@@ -1,26 +1,32 @@
 """Batched generation with a KV cache, on the same model code that scores and trains.
 
-A fixed number of slots decodes in lockstep inside one `lax.while_loop`; whenever enough rows have ended, the host takes
-them out and prefills waiting prompts into their state. A row's random stream is derived from (seed, id, attempt),
-so its text does not depend on its neighbours or on when it was let in.
+A fixed number of rows decodes in lockstep inside one `lax.while_loop`; whenever enough of them have ended, the host
+takes them out and prefills waiting prompts, of whatever length, into their state. A row's random stream is derived from
+(seed, id, attempt), so its text does not depend on its neighbours or on when it was let in.
 """
 
+import collections
 import dataclasses
+import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgr_jax.errors import UserError
-from dgr_jax.generation.decode import DecodeState, admit, decode
-from dgr_jax.generation.engine import Completion, Decoding, Request, stream_digest
-from dgr_jax.models.decoder import Decoder, KVCache
+from dgr_jax.errors import UserError, memory_advice
+from dgr_jax.generation.decode import DecodeState, programs
+from dgr_jax.generation.engine import Again, Completion, Decoding, Request, stream_digest
+from dgr_jax.generation.seats import Seats, free_memory
+from dgr_jax.models.cache import heads_first
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import fingerprint_model, local_folder
-from dgr_jax.models.sharding import batch_sharding, data_parallelism
+from dgr_jax.models.sharding import Placement
 from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.progress import Progress
 from dgr_jax.tokens.chat import ChatFormat
@@ -75,7 +81,7 @@ class Sampler:
       eos_token_ids: tokens that end a row, where there is no chat format to say so.
       fingerprint: sha256 of the model, for records.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
-      batch_size: rows decoded at a time.
+      batch_size: rows decoded at a time; None for as many as the devices' memory holds. No text depends on it.
       show_progress: a progress bar on standard error.
     """
 
@@ -89,17 +95,14 @@ class Sampler:
         eos_token_ids: Sequence[int] = (),
         fingerprint: str = "",
         mesh: jax.sharding.Mesh | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress: bool = True,
     ):
         if chat:
             chat.check_fits(model.config.vocab_size)
         self._eos_token_ids = tuple(chat.eos_token_ids if chat else eos_token_ids)
-        ways = data_parallelism(mesh)
         self.model, self._chat, self.fingerprint = model, chat, fingerprint
-        self._batch_size = -(-batch_size // ways) * ways
-        self._prefill_size = -(-self._batch_size // (4 * ways)) * ways
-        self._mesh, self._show_progress = mesh, show_progress
+        self._batch_size, self._mesh, self._show_progress = batch_size, mesh, show_progress
         self.settings = {"dtype": model.dtype.name}
 
     @classmethod
@@ -124,35 +127,41 @@ class Sampler:
         assert self._chat is not None, "this sampler was made without a chat format"
         return self._chat
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
-        """Completes requests, short prompts first. See `Engine.generate`.
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, *, seed: int, again: Again | None = None
+    ) -> Iterator[Completion]:
+        """Completes requests. See `Engine.generate`.
 
         A row that reaches the model's last position is truncated there; one whose prompt leaves none is empty.
 
         Raises:
           UserError: a prompt that the chat format cannot render; the message names the request.
         """
-        prompts = []
-        for request in requests:
+
+        def rendered(request: Request) -> Prompt:
             try:
-                ids = self.chat.prompt_ids(request.prompt, request.system)
+                return Prompt(request.id, self.chat.prompt_ids(request.prompt, request.system), request.attempt)
             except UserError as error:
                 raise UserError(f"request {request.id!r}: {error}") from error
-            prompts.append(Prompt(request.id, ids, request.attempt))
-        for found in self.continue_tokens(prompts, decoding, seed=seed):
+
+        prompts = _Queue(map(rendered, requests), self.model.config)
+        for found in self._in_one_stream(prompts, decoding, seed):
             text = self.chat.decode(found.token_ids[:-1] if found.ended else found.token_ids)
             row = found.prompt
-            yield Completion(row.id, row.attempt, text, tuple(found.token_ids), not found.ended, found.log_prob)
+            done = Completion(row.id, row.attempt, text, tuple(found.token_ids), not found.ended, found.log_prob)
+            if again and (more := again(done)):
+                prompts.add(rendered(more))
+            yield done
 
     def continue_tokens(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[Prompt],
         decoding: Decoding,
         *,
         seed: int,
         stop: Callable[[list[int]], bool] | None = None,
     ) -> Iterator[Generated]:
-        """Continues token prompts, short ones first.
+        """Continues token prompts; those that are done first come first.
 
         Args:
           prompts: as many as you like.
@@ -164,87 +173,79 @@ class Sampler:
         Raises:
           UserError: a token outside the vocabulary; the message names its prompt.
         """
-        buckets: dict[int, list[Prompt]] = {}
-        for prompt in prompts:
-            check_ids(prompt.token_ids, self.model.config.vocab_size, f"prompt {prompt.id!r}")
-            length = len(prompt.token_ids)
-            if length < self.model.config.max_positions:
-                buckets.setdefault(_bucket(length), []).append(prompt)
-            else:
-                yield Generated(prompt, [], False, 0.0)
-        count = sum(map(len, buckets.values()))
-        with Progress("generate", count, "requests", shown=self._show_progress) as progress:
-            for bucket in sorted(buckets):
-                for found in self._run(buckets[bucket], bucket, decoding, seed, stop):
-                    progress.advance()
-                    yield found
+        yield from self._in_one_stream(_Queue(prompts, self.model.config), decoding, seed, stop)
 
-    def _run(
-        self,
-        waiting: list[Prompt],
-        bucket: int,
-        decoding: Decoding,
-        seed: int,
-        stop: Callable[[list[int]], bool] | None,
+    def _in_one_stream(
+        self, queue: "_Queue", decoding: Decoding, seed: int, stop: Callable[[list[int]], bool] | None = None
     ) -> Iterator[Generated]:
-        B = self._batch_size
-        state = self._empty(B, bucket + decoding.max_new_tokens)
-        seated: list[Prompt | None] = [None] * B
-        queue = waiting[::-1]
-        while queue or any(seated):
-            free = [place for place in range(B) if seated[place] is None]
-            newcomers = [(place, queue.pop()) for place in free[: len(queue)]]
-            for place, row in newcomers:
-                seated[place] = row
-            for group in itertools.batched(newcomers, self._prefill_size):
-                state = self._seat(state, group, bucket, decoding, seed)
-            # While others wait, decoding goes on until a prefill would be full; at the end, until all are done.
-            idle_to_stop = self._prefill_size if queue else B
-            state = decode(
-                self.model,
-                state,
-                jnp.int32(idle_to_stop),
-                eos=self._eos_token_ids,
-                most_steps=_STEPS_BETWEEN_STOPS if stop else decoding.max_new_tokens,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                top_k=decoding.top_k,
-            )
-            active, length, log_prob = (np.array(x) for x in (state.active, state.length, state.log_prob))
-            tokens = np.asarray(state.tokens)
-            for place, row in enumerate(seated):
-                if row is None:
-                    continue
-                ids = tokens[place, len(row.token_ids) : length[place]].tolist()
-                active[place] &= not (stop and stop(ids))
-                if not active[place]:
-                    yield Generated(row, ids, ids[-1] in self._eos_token_ids, float(log_prob[place]))
-                    seated[place] = None
-            if stop:
-                state = dataclasses.replace(state, active=jax.device_put(active, state.active.sharding))
+        """All rows through the same seats: whoever waits takes the first that is free."""
+        B, P, S = seats = self._seats_for(queue, decoding)
+        label = f"generate, {B} at a time"
+        with Progress(label, len(queue), "requests", shown=self._show_progress) as progress, _advised(seats):
+            for prompt in queue.hopeless():
+                progress.advance()
+                yield Generated(prompt, [], False, 0.0)
+            if not queue:
+                return
+            state = self._empty(B, S)
+            run = programs(Placement.of(state) if self._mesh is not None else None)
+            seated: list[Prompt | None] = [None] * B
+            while queue or any(seated):
+                free = [place for place in range(B) if seated[place] is None]
+                newcomers = [(place, queue.next()) for place in free[: len(queue)]]
+                for place, row in newcomers:
+                    seated[place] = row
+                # Those of about one length together: what is prefilled is as wide as the longest.
+                newcomers.sort(key=lambda newcomer: len(newcomer[1].token_ids))
+                for group in itertools.batched(newcomers, P):
+                    state = run.admit(self.model, state, *self._seated(group, seats, decoding, seed))
+                # Until so many are done that a prefill is full.
+                state = run.decode(
+                    self.model,
+                    state,
+                    jnp.int32(min(B, len(free) - len(newcomers) + P)),
+                    eos=self._eos_token_ids,
+                    most_steps=_STEPS_BETWEEN_STOPS if stop else decoding.max_new_tokens,
+                    temperature=decoding.temperature,
+                    top_p=decoding.top_p,
+                    top_k=decoding.top_k,
+                )
+                tokens, length, log_prob = (np.asarray(x) for x in (state.tokens, state.length, state.log_prob))
+                active = np.array(state.active)
+                for place, row in enumerate(seated):
+                    if row is None:
+                        continue
+                    ids = tokens[place, len(row.token_ids) : length[place]].tolist()
+                    active[place] &= not (stop and stop(ids))
+                    if not active[place]:
+                        seated[place] = None
+                        progress.advance()
+                        yield Generated(row, ids, ids[-1] in self._eos_token_ids, float(log_prob[place]))
+                if stop:
+                    state = dataclasses.replace(state, active=jax.device_put(active, state.active.sharding))
+
+    def _seats_for(self, queue: "_Queue", decoding: Decoding) -> Seats:
+        slots = queue.slots(decoding.max_new_tokens)
+        if self._batch_size is not None:
+            return Seats.of(self._batch_size, slots, self._mesh)
+        of_model = (self.model.config, self._mesh, self.model.dtype)
+        return Seats.fitting(*of_model, slots, queue.widest, free_memory(), most=len(queue))
 
     def _empty(self, B: int, S: int) -> DecodeState:
-        state = DecodeState(
-            cache=KVCache.empty(self.model.config, B, S, self.model.dtype),
-            tokens=jnp.zeros((B, S), jnp.int32),
-            length=jnp.ones(B, jnp.int32),
-            limit=jnp.zeros(B, jnp.int32),
-            active=jnp.zeros(B, bool),
-            key=jnp.zeros((B, 2), jnp.uint32),
-            log_prob=jnp.zeros(B),
-        )
+        make = functools.partial(DecodeState.empty, self.model.config, B, S, self.model.dtype, heads_first())
         if self._mesh is None:
-            return state
-        cache = jax.device_put(state.cache, batch_sharding(self._mesh, leading=1))
-        rest = jax.device_put(dataclasses.replace(state, cache=None), batch_sharding(self._mesh))
-        return dataclasses.replace(rest, cache=cache)
+            return make()
+        # Made in place: no device could hold it all.
+        return jax.jit(make, out_shardings=jax.eval_shape(make).shardings(self._mesh))()
 
-    def _seat(
-        self, state: DecodeState, newcomers: Sequence[tuple[int, Prompt]], bucket: int, decoding: Decoding, seed: int
-    ) -> DecodeState:
+    def _seated(
+        self, newcomers: Sequence[tuple[int, Prompt]], seats: Seats, decoding: Decoding, seed: int
+    ) -> tuple[np.ndarray, ...]:
+        """What `admit` takes of prompts: places, tokens, lengths, limits and random streams."""
         # Always the same number of prompts, unused ones dropped: one shape per bucket, and one compilation.
-        P = self._prefill_size
-        place = np.full(P, self._batch_size, np.int32)
+        P, most = seats.prefill, self.model.config.max_positions
+        bucket = _bucket(max(len(row.token_ids) for _, row in newcomers), most)
+        place = np.full(P, seats.batch, np.int32)
         tokens = np.zeros((P, bucket), np.int32)
         length = np.ones(P, np.int32)
         key = np.zeros((P, 2), np.uint32)
@@ -253,10 +254,67 @@ class Sampler:
             length[number] = len(row.token_ids)
             tokens[number, : length[number]] = row.token_ids
             key[number] = stream_key(seed, row.id, row.attempt)
-        limit = np.minimum(length + decoding.max_new_tokens, self.model.config.max_positions)
-        return admit(self.model, state, place, tokens, length, limit, key)
+        limit = np.minimum(length + decoding.max_new_tokens, most)
+        return place, tokens, length, limit, key
 
 
-def _bucket(length: int) -> int:
+def _advised(seats: Seats) -> AbstractContextManager[None]:
+    """Says what to do where the devices run out of memory."""
+    return memory_advice(
+        f"{seats.batch} rows of {seats.slots} tokens are too many at a time: give `batch_size`="
+        f"{max(1, seats.batch // 2)}, a smaller `max_new_tokens`, or cut the heads over more devices (`mesh` tensor=2)"
+    )
+
+
+class _Queue:
+    """Prompts that wait for a seat, in their order; more may be added while others are being answered.
+
+    Raises:
+      UserError: a token outside the vocabulary; the message names its prompt.
+    """
+
+    def __init__(self, prompts: Iterable[Prompt], config: ModelConfig):
+        self._config, self._longest = config, 0
+        self._waiting, self._hopeless = collections.deque[Prompt](), list[Prompt]()
+        for prompt in prompts:
+            check_ids(prompt.token_ids, config.vocab_size, f"prompt {prompt.id!r}")
+            length = len(prompt.token_ids)
+            if length < config.max_positions:
+                self._longest = max(self._longest, length)
+                self._waiting.append(prompt)
+            else:
+                self._hopeless.append(prompt)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def hopeless(self) -> list[Prompt]:
+        """Those that leave the model no position to answer at."""
+        return self._hopeless
+
+    def add(self, prompt: Prompt) -> None:
+        """One more, whose turn is next; no longer than the longest so far: seats are made for those."""
+        if len(prompt.token_ids) >= self._config.max_positions:
+            self._hopeless.append(prompt)
+        elif len(prompt.token_ids) > self._longest:
+            raise ValueError(f"prompt {prompt.id!r} is longer than all before it")
+        else:
+            self._waiting.appendleft(prompt)
+
+    def next(self) -> Prompt:
+        """Whose turn it is."""
+        return self._waiting.popleft()
+
+    def slots(self, max_new_tokens: int) -> int:
+        """S: what the longest prompt and its answer take."""
+        return min(self._config.max_positions, self.widest + max_new_tokens)
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest prompt, as it is admitted."""
+        return _bucket(self._longest, self._config.max_positions)
+
+
+def _bucket(length: int, most: int) -> int:
     """Prompt lengths are rounded up to a power of two, at least 32: few shapes to compile."""
-    return max(32, 1 << (length - 1).bit_length())
+    return min(most, max(32, 1 << (length - 1).bit_length()))

@@ -4,39 +4,24 @@ Axis letters: B batch, T queries, S cache slots, N query heads, K kv heads, H he
 V vocabulary, L layers.
 """
 
-import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from dgr_kernels import Partition
-from dgr_kernels.attention import Tiles, Visibility, attention, prepare
+from dgr_kernels.attention import Visibility, attention, cached_attention, prepare
 from flax import nnx
 
+from dgr_jax.models.cache import KVCache
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.parameters import parameter_specs
+from dgr_jax.models.sharding import pinned
 
 _UNROLLED_LAYERS = 8
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of every layer: [L, B, K, S, H] each.
-
-    Heads come before slots, as matmuls over a head want them: a decoding step then need not transpose the cache.
-    """
-
-    k: jax.Array
-    v: jax.Array
-
-    @classmethod
-    def empty(cls, config: ModelConfig, batch: int, slots: int, dtype: jax.typing.DTypeLike) -> "KVCache":
-        """A cache with nothing in it. Zeros, because a slot that is not seen still multiplies by zero."""
-        shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class Layers(nnx.Module):
@@ -85,7 +70,7 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens: jax.Array) -> jax.Array:
         """[B, T, D] embeddings of int32 [B, T] tokens, in the dtype of the calculation."""
-        return self.embed[...][tokens].astype(self.dtype)
+        return self._pinned(self.embed[...][tokens].astype(self.dtype))
 
     def computing_in(self, dtype: str) -> "Decoder":
         """The model with its matrices in a dtype, for a forward pass whose gradient is wanted in the original one.
@@ -116,55 +101,53 @@ class Decoder(nnx.Module):
         Returns:
           [B, T, D] in the weights' dtype.
         """
-        rotation = rope(self.config, positions)
-        tiles = self._prepared(visibility)
-        body = lambda x, layer: (self._layer(x, layer, rotation, visibility, tiles)[0], None)  # noqa: E731
+        rotation, mix = rope(self.config, positions), self._mixing(visibility)
+        body = lambda x, layer: (self._layer(x, layer, rotation, mix)[0], None)  # noqa: E731
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
         x, _ = jax.lax.scan(body, self.embedded(tokens), self.layers, unroll=self._unroll)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
-    def extend(
-        self, tokens: jax.Array, positions: jax.Array, visibility: Visibility, cache: KVCache, write_at: jax.Array
-    ) -> tuple[jax.Array, KVCache]:
-        """Hidden states [B, T, D] of tokens that follow what is cached, and the cache with them.
+    def prefill(
+        self, tokens: jax.Array, positions: jax.Array, visibility: Visibility
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Hidden states [B, T, D], and the keys and values of all layers, [L, B, T, K, H] each."""
+        rotation, mix = rope(self.config, positions), self._mixing(visibility)
+        body = lambda x, layer: self._layer(x, layer, rotation, mix)  # noqa: E731
+        x, kept = jax.lax.scan(body, self.embedded(tokens), self.layers, unroll=self._unroll)
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps), kept
+
+    def extend(self, tokens: jax.Array, at: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """A decoding step: one token more in each row.
 
         Args:
-          tokens, positions: int32 [B, T].
-          visibility: of the T queries over all S slots of the cache.
-          cache: keys and values so far.
-          write_at: int32 [B], the slot that takes the first of the T new keys and values.
-        """
-        rotation = rope(self.config, positions)
-        rows = jnp.arange(tokens.shape[0])[:, None]
-        slots = write_at[:, None] + jnp.arange(tokens.shape[1])
+          tokens: int32 [B].
+          at: int32 [B], each token's position, which is its slot in the cache as well.
+          cache: keys and values of what comes before.
 
-        def step(carry, layer_and_index):
-            x, cached_k, cached_v = carry
+        Returns:
+          Hidden states [B, D] after the final norm, and the cache with the tokens in it.
+        """
+        rotation = rope(self.config, at[:, None])
+
+        def step(carry: tuple[jax.Array, KVCache], layer_and_index: tuple[Any, jax.Array]):
+            x, cache = carry
             layer, index = layer_and_index
 
-            def remember(k, v):
-                nonlocal cached_k, cached_v
-                cached_k = cached_k.at[index, rows, :, slots].set(k, mode="drop")
-                cached_v = cached_v.at[index, rows, :, slots].set(v, mode="drop")
-                return cached_k[index].swapaxes(1, 2), cached_v[index].swapaxes(1, 2)
+            def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KVCache]:
+                more = cache.with_token(index, at, k[:, 0], v[:, 0])
+                mixed = cached_attention(q[:, 0], more.k, more.v, index, at + 1, heads_first=more.heads_first)
+                return mixed[:, None], more
 
-            x, _ = self._layer(x, layer, rotation, visibility, None, remember)
-            return (x, cached_k, cached_v), None
+            return self._layer(x, layer, rotation, mix), None
 
         indices = jnp.arange(self.config.num_layers)
-        (x, k, v), _ = jax.lax.scan(
-            step, (self.embedded(tokens), cache.k, cache.v), (self.layers, indices), unroll=self._unroll
-        )
-        return rms_norm(x, self.final_norm[...], self.config.norm_eps), KVCache(k, v)
+        start = (self.embedded(tokens[:, None]), cache)
+        (x, cache), _ = jax.lax.scan(step, start, (self.layers, indices), unroll=self._unroll)
+        return rms_norm(x[:, 0], self.final_norm[...], self.config.norm_eps), cache
 
-    def prefill(self, tokens: jax.Array, positions: jax.Array, visibility: Visibility) -> tuple[jax.Array, KVCache]:
-        """Hidden states [B, T, D] and the cache of exactly these T tokens."""
-        rotation = rope(self.config, positions)
-        tiles = self._prepared(visibility)
-        body = lambda x, layer: self._layer(x, layer, rotation, visibility, tiles)  # noqa: E731
-        x, (k, v) = jax.lax.scan(body, self.embedded(tokens), self.layers, unroll=self._unroll)
-        cache = KVCache(k.swapaxes(2, 3), v.swapaxes(2, 3))
-        return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
+    def _pinned(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] activations, each row on the device that its batch's row is on."""
+        return x if self.partition is None else pinned(x, ("batch", "length", "hidden"), self.partition.mesh)
 
     @property
     def _unroll(self) -> int:
@@ -172,17 +155,16 @@ class Decoder(nnx.Module):
         made, instead of copying them into stacks (a training step of 5 layers took 1.1 s, scanned 1.5 s)."""
         return self.config.num_layers if self.config.num_layers <= _UNROLLED_LAYERS else 1
 
-    def _prepared(self, visibility: Visibility) -> Tiles | None:
-        """The lists that all layers share, for attention of T queries over as many keys."""
-        return prepare(
-            visibility,
-            keys=visibility.own_start.shape[1],
-            heads=(self.config.num_heads, self.config.num_kv_heads),
-            implementation=self.implementation,
-            partition=self.partition,
-        )
+    def _mixing(self, visibility: Visibility) -> "_Mix[tuple[jax.Array, jax.Array]]":
+        """Attention of T queries over as many keys, which are kept; the lists that all layers share are made once."""
+        how = {"implementation": self.implementation, "partition": self.partition}
+        heads = (self.config.num_heads, self.config.num_kv_heads)
+        tiles = prepare(visibility, keys=visibility.own_start.shape[1], heads=heads, **how)
+        return lambda q, k, v: (attention(q, k, v, visibility, tiles=tiles, **how), (k, v))
 
-    def _layer(self, x, layer, rotation, visibility, tiles, remember=None):
+    def _layer[Kept](
+        self, x: jax.Array, layer: Any, rotation: tuple[jax.Array, jax.Array], mix: "_Mix[Kept]"
+    ) -> tuple[jax.Array, Kept]:
         config = self.config
         eps = config.norm_eps
         normed = rms_norm(x, layer.attention_norm[...], eps)
@@ -191,20 +173,17 @@ class Decoder(nnx.Module):
             q, k, v = q + layer.q_bias[...], k + layer.k_bias[...], v + layer.v_bias[...]
         if config.qk_norm:
             q, k = rms_norm(q, layer.q_norm[...], eps), rms_norm(k, layer.k_norm[...], eps)
-        q, k = rotate(q, rotation), rotate(k, rotation)
-        if remember is None:
-            mixed = attention(
-                q, k, v, visibility, implementation=self.implementation, tiles=tiles, partition=self.partition
-            )
-        else:  # a few queries over a cache, which the kernels' tiles of 128 queries are not made for
-            keys, values = remember(k, v)
-            mixed = attention(q, keys, values, visibility)
+        mixed, kept = mix(rotate(q, rotation), rotate(k, rotation), v)
         D = config.hidden_size
         x = x + linear(mixed.reshape(*mixed.shape[:2], -1), layer.o[...].reshape(D, -1))
         normed = rms_norm(x, layer.mlp_norm[...], eps)
         gate, up = linear(normed, layer.gate[...]), linear(normed, layer.up[...])
         x = x + linear(jax.nn.silu(gate) * up, layer.down[...])
-        return x, (k, v)
+        return self._pinned(x), kept
+
+
+type _Mix[Kept] = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
+"""From q, k and v: what attention makes of them [B, T, N, H], and what is to be kept."""
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
-"""Mesh and logical-axis rules: where every parameter and batch lives, in one small table."""
+"""Mesh and logical-axis rules: where every parameter, activation and batch lives, in one small table."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 import jax
 from dgr_kernels import Partition
@@ -21,21 +23,29 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "head": None,
     "norm": None,
+    "length": None,
+    "hidden": None,
+    "slots": None,
 }
-"""Logical axis -> mesh axes. Norms are replicated: they are small, and every device needs them whole."""
+"""Logical axis -> mesh axes: of parameters, and from "length" on of activations and caches alone.
+
+Norms are replicated: they are small, and every device needs them whole. The model axis is cut in weights ("embed") and
+whole in activations ("hidden"): a layer's weights are gathered when it is their turn, and rows stay where they are.
+"""
 
 
-def make_mesh(text: str) -> Mesh:
+def make_mesh(text: str, described: Sequence[Any] | None = None) -> Mesh:
     """A mesh from its description.
 
     Args:
       text: "auto" (all devices on `fsdp`) or sizes such as "data=2,fsdp=4,tensor=1"; axes left out have size 1, and
         one axis may be -1 for "whatever is left".
+      described: devices that are compiled for and need not be here; those of this machine by default.
 
     Raises:
       UserError: an unknown axis, or sizes that do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = len(described) if described else jax.device_count()
     sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     for part in ("fsdp=-1" if text == "auto" else text).split(","):
         name, _, value = part.partition("=")
@@ -50,7 +60,8 @@ def make_mesh(text: str) -> Mesh:
     if math.prod(sizes.values()) != devices:
         product = " x ".join(f"{name}={size}" for name, size in sizes.items())
         raise UserError(f"`mesh`: {product} does not make the {devices} devices that JAX sees; change the sizes")
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=described)
 
 
 def mesh_or_none(text: str) -> Mesh | None:
@@ -75,13 +86,20 @@ def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
-def parameter_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
-    """Sharding of a parameter. A dimension that its mesh axis does not divide is replicated (kv heads, usually)."""
+def array_sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
+    """Sharding of an array by its logical axes. A dimension that its mesh axis does not divide is replicated (kv heads,
+    usually)."""
     spec = [
         entry if size % math.prod(mesh.shape[name] for name in _names(entry)) == 0 else None
         for entry, size in zip(partition_spec(axes), shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def pinned(x: jax.Array, axes: Sequence[str], mesh: Mesh) -> jax.Array:
+    """An array within a jitted function, laid as its axes say. Without it the compiler may let every device compute all
+    rows: at small shapes it did."""
+    return jax.lax.with_sharding_constraint(x, array_sharding(mesh, axes, x.shape))
 
 
 def replication(mesh: Mesh, parameters: Iterable[tuple[Sequence[str], Sequence[int]]], itemsize: int) -> str | None:
@@ -95,7 +113,7 @@ def replication(mesh: Mesh, parameters: Iterable[tuple[Sequence[str], Sequence[i
     uncut: dict[str, str] = {}
     extra = 0.0
     for axes, shape in parameters:
-        wanted, found = partition_spec(axes), parameter_sharding(mesh, axes, shape).spec
+        wanted, found = partition_spec(axes), array_sharding(mesh, axes, shape).spec
         lost = 1
         for axis, size, entry, kept in zip(axes, shape, wanted, found, strict=True):
             ways = math.prod(mesh.shape[name] for name in _names(entry))
@@ -108,6 +126,35 @@ def replication(mesh: Mesh, parameters: Iterable[tuple[Sequence[str], Sequence[i
         return None
     what = ", ".join(uncut.values())
     return f"the mesh does not divide {what}: those stand whole, {extra / 2**20:,.0f} MiB more a device"
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How the arrays of a tree lie on a mesh; can be compared, and be a key.
+
+    Attributes:
+      structure: of the tree.
+      leaves: each array's sharding.
+    """
+
+    structure: Any
+    leaves: tuple[NamedSharding, ...]
+
+    @classmethod
+    def of(cls, tree: Any) -> Self:
+        """That of arrays, or of shapes with shardings."""
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(structure, tuple(leaf.sharding for leaf in leaves))
+
+    @property
+    def tree(self) -> Any:
+        """Shardings in the tree's structure."""
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+    @property
+    def mesh(self) -> Mesh:
+        """Of the devices."""
+        return self.leaves[0].mesh  # pyright: ignore[reportReturnType]
 
 
 def partition(mesh: Mesh) -> Partition:

@@ -23,7 +23,7 @@ from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
-from dgr_jax.models.sharding import parameter_sharding, partition, replication
+from dgr_jax.models.sharding import array_sharding, partition, replication
 from dgr_jax.models.tensor_files import INDEX, SINGLE, TensorFiles
 from dgr_jax.run.files import whole_folder
 
@@ -142,7 +142,7 @@ def from_pretrained(
         if mesh is None:
             parameters[name] = jnp.asarray(_read(files, spec, (slice(None),) * len(spec.shape), target))
         else:
-            sharding = parameter_sharding(mesh, spec.axes, spec.shape)
+            sharding = array_sharding(mesh, spec.axes, spec.shape)
             parameters[name] = jax.make_array_from_callback(
                 spec.shape, sharding, lambda index, spec=spec: _read(files, spec, index or (), target)
             )

@@ -33,7 +33,12 @@ def in_background[Item](items: Generator[Item], ahead: int) -> Generator[Item]:
             thread.submit(items.close).result()
 
 
-def as_they_come[Item, Found](work: Callable[[Item], Found], items: Sequence[Item], at_a_time: int) -> Generator[Found]:
+def as_they_come[Item, Found](
+    work: Callable[[Item], Found],
+    items: Sequence[Item],
+    at_a_time: int,
+    again: Callable[[Found], Item | None] | None = None,
+) -> Generator[Found]:
     """What `work` finds, in the order in which it is found.
 
     Nobody waits for its threads: a reader that leaves, or an error, leaves behind what they are doing.
@@ -42,33 +47,40 @@ def as_they_come[Item, Found](work: Callable[[Item], Found], items: Sequence[Ite
       work: called in threads.
       items: what it is called with.
       at_a_time: calls under way at a time.
+      again: what else to call it with after something was found, or None; called here, before that comes out.
 
     Raises:
       BaseException: the first that `work` raises.
     """
-    left: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    left: queue.LifoQueue[Item | None] = queue.LifoQueue()  # what is called again comes first
     found: queue.SimpleQueue[tuple[Found | None, BaseException | None]] = queue.SimpleQueue()
-    for item in items:
+    for item in reversed(items):
         left.put(item)
 
     def serve() -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = left.get_nowait()
-                try:
-                    found.put((work(item), None))
-                except BaseException as error:
-                    found.put((None, error))
+        while (item := left.get()) is not None:
+            try:
+                found.put((work(item), None))
+            except BaseException as error:
+                found.put((None, error))
 
-    for _ in range(min(at_a_time, len(items))):
+    threads, under_way = min(at_a_time, len(items)), len(items)
+    for _ in range(threads):
         threading.Thread(target=serve, daemon=True).start()
     try:
-        for _ in items:
+        while under_way:
             value, error = found.get()
             if error is not None:
                 raise error
+            more = again(value) if again else None  # pyright: ignore[reportArgumentType]
+            if more is None:
+                under_way -= 1
+            else:
+                left.put(more)
             yield value  # pyright: ignore[reportReturnType]
     finally:
         with contextlib.suppress(queue.Empty):
             while True:
                 left.get_nowait()
+        for _ in range(threads):
+            left.put(None)

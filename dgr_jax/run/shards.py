@@ -1,8 +1,9 @@
-"""Records of a stage in numbered files of equal size, each whole or absent: a kill costs at most one of them."""
+"""Records of a stage in numbered files of equal size, each whole or absent: a kill costs those that were begun."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -44,20 +45,32 @@ class Shards:
                 logging.warning("%s is damaged; its records are made again", self.folder / name)
                 yield numbers
 
-    def complete(self, make: Callable[[range], Iterable[Mapping[str, Any]]]) -> None:
-        """Makes and writes the missing shards.
+    def complete[Item](
+        self,
+        make: Callable[[list[int]], Generator[tuple[int, Item]]],
+        seal: Callable[[range, list[Item]], Iterable[Mapping[str, Any]]],
+    ) -> None:
+        """Makes and writes the missing shards, each when all of it is there.
 
         Args:
-          make: the records of some numbers.
+          make: what belongs to each of some numbers, with the number, in any order.
+          seal: the records of a shard, from what belongs to its numbers.
 
         Raises:
-          Stopped: a signal asked for the end; the shard that was begun is written.
+          Stopped: a signal asked for the end; the shard that was finished next is written.
         """
-        with at_borders("shard") as stopping:
-            for numbers in self.missing():
-                self.write(numbers, make(numbers))
-                if stopping():
-                    break
+        missing = list(self.missing())
+        of_number = {number: numbers for numbers in missing for number in numbers}
+        waiting: dict[range, dict[int, Item]] = {numbers: {} for numbers in missing}
+        with at_borders("shard") as stopping, contextlib.closing(make(list(of_number))) as made:
+            for number, item in made:
+                numbers = of_number[number]
+                waiting[numbers][number] = item
+                if len(waiting[numbers]) == len(numbers):
+                    items = waiting.pop(numbers)
+                    self.write(numbers, seal(numbers, [items[n] for n in numbers]))
+                    if stopping():
+                        break
 
     def write(self, numbers: range, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes one shard."""

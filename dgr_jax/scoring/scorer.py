@@ -31,7 +31,7 @@ from dgr_jax.scoring.plan import Batch, plan
 from dgr_jax.scoring.settings import ScoreSettings, usual_tokens_per_batch
 from dgr_jax.scoring.trace_score import TraceScore
 from dgr_jax.tokens.chat import ChatFormat, Rendered
-from dgr_jax.tokens.packing import PackedRows, TargetPlaces, TokenSequence, fill_rows
+from dgr_jax.tokens.packing import PackedRows, TargetPlaces, TokenSequence, fill_rows, have_prefixes
 from dgr_jax.tokens.rendering import render_all
 from dgr_jax.tokens.tokenizer import check_ids
 from dgr_jax.tokens.windows import rolling_windows
@@ -67,7 +67,8 @@ def target_scores(model: Decoder, rows: PackedRows, *, remat: bool = False) -> T
 
 
 @jax.jit
-def _score_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
+def score_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
+    """Scores of all targets [B, M] of a batch: what scoring runs on the device."""
     scores = target_scores(model, rows)
     found = SequenceScores(scores.log_prob, scores.is_greedy)
     if model.partition is None:
@@ -254,15 +255,16 @@ class Scorer:
             job.waiting = len(batches)
             if not batches:
                 yield _Sent(job, None, None, {})
+            prefixes = any(have_prefixes(batch.layout) for batch in batches)
             for batch in batches:
-                rows, places = fill_rows(job.sequences, batch.layout, batch.shape)
+                rows, places = fill_rows(job.sequences, batch.layout, batch.shape, prefixes)
                 yield _Sent(job, batch, put_rows(rows, self._sharding), places)
 
     def _dispatch(self, sent: _Sent) -> SequenceScores | None:
         if sent.batch is None:
             return None
         begin = time.perf_counter()
-        found = _score_rows(self.model, sent.rows)
+        found = score_rows(self.model, sent.rows)
         if sent.batch.shape not in self.cost.shapes:
             self.cost.shapes.add(sent.batch.shape)
             self.cost.compile_seconds += time.perf_counter() - begin

@@ -180,8 +180,13 @@ def _pieces(group: Group, lengths: Sequence[int], row_lengths: Sequence[int]) ->
     return [Group(group.prefix if len(part) > 1 else 0, part) for part in parts]
 
 
+def have_prefixes(layout: Sequence[Row]) -> bool:
+    """Whether sequences share tokens in any of the rows."""
+    return any(group.prefix for row in layout for group in row.groups)
+
+
 def fill_rows(
-    sequences: Sequence[TokenSequence], layout: Sequence[Row], shape: tuple[int, int, int]
+    sequences: Sequence[TokenSequence], layout: Sequence[Row], shape: tuple[int, int, int], prefixes: bool | None = None
 ) -> tuple[PackedRows, dict[int, TargetPlaces]]:
     """Lays sequences into rows.
 
@@ -189,6 +194,8 @@ def fill_rows(
       sequences: all sequences that `layout` names.
       layout: as `lay_out` returns them, or some of them.
       shape: (B, T, M); rows beyond `layout` are padding.
+      prefixes: whether there are any, which is compiled in; batches of one program say the same. By default whether
+        these have.
 
     Returns:
       The rows as numpy arrays, and for each sequence index where its targets are.
@@ -196,7 +203,8 @@ def fill_rows(
     B, T, M = shape
     nothing: Callable[..., _Array] = lambda *dimensions: np.zeros(dimensions, np.int32)  # noqa: E731
     itself: _Array = np.tile(np.arange(T, dtype=np.int32), (B, 1))
-    visibility = Visibility(nothing(B, T), nothing(B, T), itself)
+    prefixes = have_prefixes(layout) if prefixes is None else prefixes
+    visibility = Visibility(nothing(B, T), nothing(B, T), itself, "any" if prefixes else "packed")
     weights = np.zeros((B, M), np.float32)
     rows = PackedRows(nothing(B, T), nothing(B, T), visibility, nothing(B, M), nothing(B, M), weights)
     places = {}

@@ -9,17 +9,19 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dgr_jax.errors import UserError
 from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.sharding import batch_sharding, data_parallelism
+from dgr_jax.models.sharding import Placement, batch_sharding, data_parallelism
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.stopping import at_borders
 from dgr_jax.scoring.scorer import target_scores
@@ -47,7 +49,6 @@ def loss_sum(model: Decoder, rows: PackedRows, *, remat: str = "none") -> jax.Ar
     return -jnp.sum(target_scores(model, rows, remat=remat == "full").log_prob * rows.weights)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "remat", "compute_dtype"), donate_argnums=(0, 1))
 def _train_step(model, moments, rows, rate, *, optimizer, remat, compute_dtype):
     def loss(model: Decoder, micro: PackedRows) -> jax.Array:
         return loss_sum(model.computing_in(compute_dtype), micro, remat=remat)
@@ -63,6 +64,42 @@ def _train_step(model, moments, rows, rate, *, optimizer, remat, compute_dtype):
     updates, moments = optimizer.update(gradient, optax.tree.set(moments, learning_rate=rate), model)
     measured = {"loss": total / count, "grad_norm": optax.tree.norm(gradient), "targets": count}
     return optax.apply_updates(model, updates), moments, measured
+
+
+@functools.cache
+def compiled_step(
+    optimizer: optax.GradientTransformation, remat: str, compute_dtype: str, placement: Placement | None = None
+) -> Callable[..., tuple[Decoder, Any, dict[str, jax.Array]]]:
+    """The jitted step: (model, moments, rows [accumulation, B, ...], rate) -> (model, moments, measured), in place.
+
+    Args:
+      optimizer: as `recipe.optimizer` makes it.
+      remat, compute_dtype: fields of the recipe.
+      placement: of (model, moments), which stay where they are; None on a single device.
+    """
+    step = functools.partial(_train_step, optimizer=optimizer, remat=remat, compute_dtype=compute_dtype)
+    # Said, because what XLA chooses by itself for a result is another layout than it was given, and compiles again.
+    shardings = placement and (*placement.tree, NamedSharding(placement.mesh, PartitionSpec()))
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
+
+
+def placed_moments(optimizer: optax.GradientTransformation, model: Decoder, mesh: jax.sharding.Mesh) -> Any:
+    """What the optimiser keeps, as shapes with shardings: a parameter's moments lie where the parameter does, and
+    everything else on every device.
+
+    Args:
+      optimizer: as `recipe.optimizer` makes it.
+      model: its arrays may be shapes with shardings.
+      mesh: of the devices.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def placed(kept: Any) -> Any:
+        where = jax.tree.map(lambda x: x.sharding, model) if isinstance(kept, Decoder) else everywhere
+        return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), kept, where)
+
+    shapes = jax.eval_shape(optimizer.init, model)  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(placed, shapes, is_leaf=lambda x: isinstance(x, Decoder))
 
 
 def train(
@@ -98,14 +135,18 @@ def train(
         )
     sharding = batch_sharding(mesh, leading=1) if mesh is not None else None
     plan = BatchPlan(sequences, recipe, row_multiple=data_parallelism(mesh))
+    if advice := plan.padding_advice():
+        logging.warning("%s: %s", label, advice)
     model = jax.tree.map(lambda x: x.astype(recipe.master_dtype), model)
     adamw = optimizer(recipe.betas, recipe.weight_decay, recipe.clip_norm)
-    moments = adamw.init(model)  # pyright: ignore[reportArgumentType]
-    if mesh is not None:
-        # Adam's step count begins on one device; a restored one must be where the weights are.
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        moments = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), moments)
-    step_with = functools.partial(_train_step, optimizer=adamw, remat=recipe.remat, compute_dtype=recipe.compute_dtype)
+    begin: Any = adamw.init
+    if mesh is None:
+        moments = begin(model)
+    else:
+        where = jax.tree.map(lambda x: x.sharding, placed_moments(adamw, model, mesh))
+        moments = jax.jit(begin, out_shardings=where)(model)
+    placement = Placement.of((model, moments)) if mesh is not None else None
+    step_with = compiled_step(adamw, recipe.remat, recipe.compute_dtype, placement)
     rates = learning_rates(recipe, plan.steps).tolist()
     history = []
     with contextlib.ExitStack() as open_files:

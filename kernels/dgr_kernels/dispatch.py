@@ -4,13 +4,16 @@ import importlib
 from typing import Any
 
 IMPLEMENTATIONS = {
-    "attention": ("reference", "chunked", "tiled", "tpu", "gpu"),
+    "attention": ("reference", "chunked", "tiled", "splash", "cudnn", "tpu", "gpu"),
     "token_scores": ("reference", "chunked", "tpu", "gpu"),
 }
 """Each operation's: modules of its package that hold a function of one name."""
 
 KERNELS = ("tpu", "gpu")
 """Those that are written by hand, each for one kind of device."""
+
+MAINTAINED = ("splash", "cudnn")
+"""Other people's kernels, which are adapted."""
 
 
 def load(operation: str, name: str) -> Any:

@@ -48,3 +48,11 @@ class Partition:
     def rows(self, *rest: str | None) -> PartitionSpec:
         """Spec of an array whose first axis is rows."""
         return PartitionSpec(self.data_axes, *rest)
+
+
+def kind_of_device(partition: Partition | None) -> str:
+    """Of a mesh, whose devices may be ones that are compiled for and not here, or of this machine: "cpu", "tpu",
+    "hopper" or "gpu", which is any other."""
+    device = jax.devices()[0] if partition is None else partition.mesh.devices.flat[0]
+    hopper = device.platform in ("gpu", "cuda") and device.compute_capability.startswith("9.")
+    return "hopper" if hopper else {"cuda": "gpu"}.get(device.platform, device.platform)

@@ -17,6 +17,7 @@ FLAGS = {
     "refine": COMMON
     | {"exclude", "template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
     "score": COMMON | SCORING | {"token_scores"},
+    "plan": {"model", "device", "for", "mesh", "dtype", "rows", "length", "batch_size", "prompt_length", "config"},
     "sft": COMMON | {"config", "exclude"},
     "shift": COMMON - {"input"} | SCORING | {"inputs", "show"},
     "show": {"model", "input", "on_bad_row", "limit"},

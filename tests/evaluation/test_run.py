@@ -12,7 +12,7 @@ from dgr_jax.errors import UserError
 from dgr_jax.evaluation.judges import PhraseJudge
 from dgr_jax.evaluation.run import evaluate, summary_table
 from dgr_jax.evaluation.suites import Item, Kind, Suite
-from dgr_jax.generation.engine import Completion, Decoding, Request
+from dgr_jax.generation.engine import Again, Completion, Decoding, Request
 from dgr_jax.statistics import proportion, wilson
 from dgr_jax.tokens.chat import ChatFormat
 
@@ -38,9 +38,12 @@ class Scripted:
     def __init__(self, script: Mapping[str, Sequence[str]]):
         self.script, self.asked, self.calls = script, [], []
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding, *, seed: int) -> Iterator[Completion]:
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, *, seed: int, again: Again | None = None
+    ) -> Iterator[Completion]:
         self.asked += requests
         self.calls.append((decoding, seed))
+        assert again is None
         for request in reversed(requests):
             text = self.script[request.id][request.attempt]
             yield Completion(request.id, request.attempt, text.removesuffix(CUT), (), text.endswith(CUT), None)
@@ -235,12 +238,12 @@ def test_a_stopped_evaluation_asks_only_for_what_is_left(tmp_path: pathlib.Path)
     problems = suite("sums", "reasoning", *((str(n), str(n), None) for n in range(5)))
     script = {f"sums/{n}": [f"</think>\n\n{n}"] for n in range(5)}
     whole = run(Scripted(script), [problems], 1, output_dir=tmp_path / "whole", answers_per_shard=2)
-    stopped = Scripted({id: said for id, said in script.items() if id != "sums/4"})
+    stopped = Scripted({id: said for id, said in script.items() if id != "sums/1"})
     with pytest.raises(KeyError):
         run(stopped, [problems], 1, output_dir=tmp_path / "stopped", answers_per_shard=2)
     engine = Scripted(script)
     assert run(engine, [problems], 1, output_dir=tmp_path / "stopped", answers_per_shard=2) == whole
-    assert [request.id for request in engine.asked] == ["sums/4"]
+    assert [request.id for request in engine.asked] == ["sums/0", "sums/1"]
     for name in ("results.json", "samples.jsonl"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

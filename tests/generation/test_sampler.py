@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dgr_jax.generation import decode
-from dgr_jax.generation import sampler as sampling
 from dgr_jax.generation.decode import pick_tokens
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
@@ -84,32 +83,37 @@ def test_ends_and_truncation(sampler):
         assert len(completion.token_ids) == 24 or not completion.truncated
 
 
-def test_early_exit_stops_the_loop_long_before_the_limit(sampler, monkeypatch):
-    """A model that ends at once: the loop must not run to the limit of 400 steps, which each step's call would show."""
-    eager = jax.tree.map(jnp.copy, sampler.model)
-    end = sampler.chat.eos_token_ids[0]
-    eager.embed[...] = eager.embed[...].at[end].set(50 * jnp.ones_like(eager.embed[end]))
-    calls = []
+@pytest.fixture
+def counted_steps(monkeypatch):
+    """One entry for each step that is decoded."""
+    calls, plain = [], decode._decode
+
+    @functools.wraps(plain)  # another function: traced anew, so that what stands in its place is seen
+    def traced(*args, **options):
+        return plain(*args, **options)
 
     def counted(logits, uniform, **options):
         jax.debug.callback(lambda: calls.append(1))
         return pick_tokens(logits, uniform, **options)
 
+    monkeypatch.setattr(decode, "_decode", traced)
     monkeypatch.setattr(decode, "pick_tokens", counted)
-    monkeypatch.setattr(sampling, "decode", fresh_decode())
+    decode.programs.cache_clear()
+    yield calls
+    decode.programs.cache_clear()
+
+
+def test_early_exit_stops_the_loop_long_before_the_limit(sampler, counted_steps):
+    """A model that ends at once: the loop must not run to the limit of 400 steps, which each step's call would show."""
+    eager = jax.tree.map(jnp.copy, sampler.model)
+    end = sampler.chat.eos_token_ids[0]
+    eager.embed[...] = eager.embed[...].at[end].set(50 * jnp.ones_like(eager.embed[end]))
     quick = Sampler(eager, sampler.chat, batch_size=4, show_progress=False)
     rows = generate(quick, requests(8), Decoding(0, max_new_tokens=400))
     longest = max(len(c.token_ids) for c in rows.values())
     assert longest < 20 and len(rows) == 8
     jax.effects_barrier()
-    assert 0 < len(calls) <= 4 * longest
-
-
-def fresh_decode():
-    """`decode` traced anew, so that what a test puts in its place is seen."""
-    names = ("temperature", "top_p", "top_k", "eos", "most_steps")
-    plain = decode.decode.__wrapped__
-    return jax.jit(lambda *args, **options: plain(*args, **options), static_argnames=names)
+    assert 0 < len(counted_steps) <= 4 * longest
 
 
 @pytest.mark.parametrize(("top_p", "top_k", "kept"), [(1.0, 0, 5), (0.6, 0, 2), (0.05, 0, 1), (1.0, 3, 3), (0.6, 1, 1)])

@@ -1,6 +1,6 @@
 """The public functions, which here check the shapes and dtypes in their annotations whenever they are called."""
 
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 import dgr_kernels.attention
 import dgr_kernels.token_scores
@@ -31,4 +31,5 @@ causal, packed, grouped, shared_prefix, padded, cached = (
 def fits(record: Any) -> bool:
     """Whether the fields of a record (a visibility, scores) are as annotated, an axis letter being one size."""
     with jaxtyped("context"):
-        return all(isinstance(getattr(record, name), hint) for name, hint in get_type_hints(type(record)).items())
+        hints = get_type_hints(type(record)).items()
+        return all(isinstance(getattr(record, name), hint) for name, hint in hints if get_origin(hint) is not Literal)

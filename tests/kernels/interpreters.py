@@ -1,6 +1,7 @@
 """The kernels' devices, simulated: Pallas' interpreters for TPU and for Mosaic GPU."""
 
 import contextlib
+import functools
 import io
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from dgr_kernels import mosaic_gpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu import splash_attention
 
 
 @contextlib.contextmanager
@@ -20,6 +22,12 @@ def simulated(implementation: str):
     """
     if implementation == "tpu":
         with pltpu.force_tpu_interpret_mode():
+            yield
+    elif implementation == "splash":
+        # Rows are its vmap, which the TPU's interpreter does not know.
+        interpreted = functools.partial(splash_attention.make_splash_mha_single_device, interpret=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(splash_attention, "make_splash_mha_single_device", interpreted)
             yield
     elif implementation == "gpu":
         said = io.StringIO()

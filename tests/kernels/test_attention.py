@@ -168,7 +168,7 @@ def test_lists_of_something_else_are_refused():
     tiles = prepare(visibility, keys=200, heads=(1, 1), implementation="tpu")
     assert isinstance(tiles, Tiles)
     call = functools.partial(attention, implementation="tpu", tiles=tiles)
-    other = dataclasses.replace(visibility, own_start=jnp.where(jnp.arange(200) < 90, 0, 90)[None])
+    other = Visibility.packed(1 + (jnp.arange(200) >= 90)[None].astype(jnp.int32))
     with pytest.raises(ValueError, match="prepared for other bounds; call `prepare` again"):
         call(q, k, v, other)
     with pytest.raises(ValueError, match="prepared for other rows"):
@@ -283,9 +283,9 @@ def test_a_visibility_that_points_elsewhere_is_named(bounds, message):
 
 def test_an_unknown_implementation_is_an_error():
     x = jnp.zeros((1, 2, 2, 8))
-    with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, tpu, gpu"):
+    with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, splash, cudnn, tpu, gpu"):
         attention(x, x, x, Visibility.causal(1, 2), implementation="fast")
-    with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, tpu, gpu"):
+    with pytest.raises(ValueError, match="choose one of reference, chunked, tiled, splash, cudnn, tpu, gpu"):
         prepare(Visibility.causal(1, 2), keys=2, heads=(2, 2), implementation="fast")
 
 

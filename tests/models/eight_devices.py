@@ -3,6 +3,7 @@
 python tests/models/eight_devices.py MODEL FOLDER
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -17,11 +18,11 @@ from dgr_jax.data.trace import Trace
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
 from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.sharding import make_mesh
+from dgr_jax.models.sharding import data_parallelism, make_mesh
 from dgr_jax.models.weights import from_pretrained, save_pretrained
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tiny_world.alignment import safety_rows
-from dgr_jax.training.batches import training_sequences
+from dgr_jax.training.batches import BatchPlan, training_sequences
 from dgr_jax.training.loop import train
 from dgr_jax.training.recipe import Recipe
 
@@ -31,8 +32,15 @@ ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
 
 def main(model: pathlib.Path, folder: pathlib.Path) -> None:
     results = {}
+    compiled: collections.Counter[str] = collections.Counter()
+
+    def count(event: str, _: float, fun_name: str = "", **__: Any) -> None:
+        compiled[fun_name] += event.endswith("backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     for text in MESHES:
         mesh = make_mesh(text) if text else None
+        compiled.clear()
         loaded = from_pretrained(model, mesh=mesh)
         scorer = Scorer.from_pretrained(model, mesh=mesh, tokens_per_batch=2048)
         sampler = Sampler(loaded, scorer.chat, mesh=mesh, batch_size=8, show_progress=False)
@@ -48,6 +56,8 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
             **trained(model, folder / f"sft-{text}", scorer.chat, mesh),
             "largest share": largest_share(loaded),
             "weights": hashlib.sha256(exported).hexdigest(),
+            "compiled": {name: compiled[f"jit({name})"] for name in ("_train_step", "_decode", "_admit", "score_rows")},
+            "scored shapes": len(scorer.cost.shapes),
         }
     print(json.dumps(results))
 
@@ -71,15 +81,18 @@ def trained(model: pathlib.Path, folder: pathlib.Path, chat, mesh) -> dict[str, 
     into one folder: the second goes on from the first one's checkpoint, on the mesh."""
     recipe = Recipe(learning_rate=1e-3, batch_size=8, row_length=128, checkpoint_every=2)
     sequences = training_sequences(ROWS, chat, recipe.row_length)
-    history, shares = [], []
+    history, shares, shapes = [], [], set()
     for steps in (2, 4):
         # A constant rate, so that both runs have one schedule.
         run = Recipe(**{**vars(recipe), "steps": steps, "final_fraction": 1.0})
         result = train(from_pretrained(model, mesh=mesh), sequences, run, mesh=mesh, folder=folder)
         history += result.history
         shares.append(largest_share(result.model))
+        plan = BatchPlan(sequences, run, data_parallelism(mesh))
+        shapes |= {(plan[step].tokens.shape, plan[step].targets.shape) for step in range(steps)}
     assert [row["step"] for row in history] == [0, 1, 2, 3]
-    return {"losses": [row["loss"] for row in history], "trained shares": shares}
+    losses = [row["loss"] for row in history]
+    return {"losses": losses, "trained shares": shares, "trained shapes": len(shapes)}
 
 
 if __name__ == "__main__":

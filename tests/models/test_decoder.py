@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from dgr_kernels.attention import Visibility
 
+from dgr_jax.models.cache import KVCache
 from dgr_jax.models.config import Llama3Scaling, ModelConfig
-from dgr_jax.models.decoder import Decoder, KVCache, init_model, inverse_frequencies
+from dgr_jax.models.decoder import Decoder, init_model, inverse_frequencies
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.tokens.packing import TokenSequence, fill_rows, lay_out
 from dgr_jax.training.loop import loss_sum
@@ -42,18 +43,28 @@ def test_packed_equals_alone(model):
     assert np.isfinite(hidden).all()
 
 
-def test_cache_equals_no_cache(model):
-    tokens = draw_tokens(14)
-    whole = run_alone(model, tokens)
-    hidden, fresh = model.prefill(tokens[:, :9], jnp.arange(9)[None], Visibility.causal(1, 9))
-    np.testing.assert_allclose(hidden[0], whole[:9], atol=1e-5)
-    cache = KVCache.empty(CONFIG, 1, 20, "float32")
-    cache = KVCache(cache.k.at[..., :9, :].set(fresh.k), cache.v.at[..., :9, :].set(fresh.v))
-    for place in range(9, 14):
-        at = jnp.asarray([place])
-        visibility = Visibility.cached(at + 1, 20)
-        one, cache = model.extend(tokens[:, place : place + 1], at[:, None], visibility, cache, at)
-        np.testing.assert_allclose(one[0, 0], whole[place], atol=1e-5)
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_cache_equals_no_cache(model, heads_first):
+    """Of three rows with prompts of their own lengths, in the places of a larger batch."""
+    tokens = [draw_tokens(14, seed)[0] for seed in range(3)]
+    whole = [run_alone(model, row[None]) for row in tokens]
+    known, places = np.array([9, 4, 6]), jnp.asarray([3, 0, 9])
+    prompts = jnp.stack([row[:9] for row in tokens])
+    positions = jnp.broadcast_to(jnp.arange(9), (3, 9))
+    hidden, (k, v) = model.prefill(prompts, positions, Visibility.padded(jnp.asarray(known), 9))
+    for row in range(3):
+        np.testing.assert_allclose(hidden[row, : known[row]], whole[row][: known[row]], atol=1e-5)
+    cache = KVCache.empty(CONFIG, 4, 20, "float32", heads_first=heads_first).with_prompts(places, k, v)
+    for step in range(5):
+        at = jnp.zeros(4, jnp.int32).at[places].set(known + step, mode="drop")
+        new = (
+            jnp.zeros(4, jnp.int32)
+            .at[places]
+            .set(jnp.asarray([tokens[i][known[i] + step] for i in range(3)]), mode="drop")
+        )
+        one, cache = model.extend(new, at, cache)
+        for row, place in ((0, 3), (1, 0)):
+            np.testing.assert_allclose(one[place], whole[row][known[row] + step], atol=1e-5)
 
 
 def test_order_matters(model):

@@ -66,6 +66,16 @@ def test_training_and_its_resume(results, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+def test_each_program_is_compiled_once(results, mesh):
+    """Once for each shape: what a step returns lies where the next one expects it."""
+    compiled = results[mesh]["compiled"]
+    assert compiled["_train_step"] == results[mesh]["trained shapes"]
+    assert compiled["_decode"] == 1
+    assert compiled["_admit"] == 1
+    assert compiled["score_rows"] == results[mesh]["scored shapes"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_exported_weights(results, mesh):
     assert results[mesh]["weights"] == results["None"]["weights"]
 

@@ -1,6 +1,7 @@
 """Shards: whole or absent, and noticed when they are damaged."""
 
 import pathlib
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -32,14 +33,22 @@ def test_what_is_missing_is_what_is_not_there(tmp_path: pathlib.Path, total: int
     resumed = Shards(folder, total, size)
     left = list(resumed.missing())
     assert left == [rows for number, rows in enumerate(every) if number not in present]
-    made = []
+    made, sealed = [], []
 
-    def make(rows: range) -> list[dict[str, Any]]:
-        made.append(rows)
+    def make(rows: list[int]) -> Generator[tuple[int, int]]:
+        """Of each its double, in an order of their own."""
+        for row in data.draw(st.permutations(rows)):
+            made.append(row)
+            yield row, 2 * row
+
+    def seal(rows: range, doubles: list[int]) -> list[dict[str, Any]]:
+        assert doubles == [2 * row for row in rows] and set(rows) <= set(made)
+        sealed.append(rows)
         return [record(row) for row in rows]
 
-    resumed.complete(make)
-    assert made == left
+    resumed.complete(make, seal)
+    assert sorted(made) == [row for rows in left for row in rows]
+    assert sorted(sealed, key=lambda rows: rows.start) == left
     assert list(resumed.missing()) == [] and list(resumed.read()) == [record(row) for row in range(total)]
 
 

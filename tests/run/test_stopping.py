@@ -4,7 +4,7 @@ import os
 import pathlib
 import signal
 import threading
-from typing import Any
+from collections.abc import Generator
 
 import pytest
 from etils import epath
@@ -28,17 +28,21 @@ def usual_handlers():
 def test_the_shard_that_was_begun_is_written(tmp_path: pathlib.Path, number: signal.Signals, capfd):
     shards = Shards(epath.Path(tmp_path), 6, 2)
 
-    def make(numbers: range) -> list[dict[str, Any]]:
-        if numbers.start == 2:
-            os.kill(os.getpid(), number)
-        return [{"id": row} for row in numbers]
+    def make(numbers: list[int]) -> Generator[tuple[int, int]]:
+        for row in numbers:
+            if row == 2:
+                os.kill(os.getpid(), number)
+            yield row, row
+
+    def seal(_: range, rows: list[int]) -> list[dict[str, int]]:
+        return [{"id": row} for row in rows]
 
     with pytest.raises(Stopped) as caught:
-        shards.complete(make)
+        shards.complete(make, seal)
     assert caught.value.signal == number and isinstance(caught.value, KeyboardInterrupt)
     assert list(shards.missing()) == [range(4, 6)]
     assert capfd.readouterr().err == "\nstopping after this shard; once more stops at once\n"
-    shards.complete(lambda numbers: [{"id": row} for row in numbers])
+    shards.complete(lambda numbers: ((row, row) for row in numbers), seal)
     assert [record["id"] for record in shards.read()] == list(range(6))
 
 

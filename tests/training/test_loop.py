@@ -1,6 +1,5 @@
 """Fine-tuning: the loss is what it says, accumulation and packing do not change it, and a kill costs nothing."""
 
-import collections
 import contextlib
 import json
 import logging
@@ -11,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -106,38 +104,6 @@ def test_rates_are_those_of_the_formula_in_double_precision():
     expected = [4e-4 * (i + 1) / 4 for i in range(4)]
     expected += [4e-4 * 0.5 * (1 + math.cos(math.pi * i / 184)) for i in range(184)]
     np.testing.assert_allclose(learning_rates(recipe, 188), expected, rtol=1e-12, atol=1e-19)
-
-
-def numbered(lengths: Sequence[int]) -> list[TokenSequence]:
-    """Sequences whose tokens all are their number, counted from 1; the second half of each is targets."""
-    return [TokenSequence(np.full(n, i, np.int32), np.arange(n) >= n // 2) for i, n in enumerate(lengths, start=1)]
-
-
-def test_every_trace_is_seen_once_per_epoch():
-    plan = BatchPlan(numbered(range(20, 35)), Recipe(epochs=4, batch_size=6, row_length=256))
-    assert plan.steps == math.ceil(15 * 4 / 6)
-    seen = [set(np.unique(plan[step].tokens).tolist()) - {0} for step in range(plan.steps)]
-    assert {len(members) for members in seen} <= {5, 6}  # 5 where one trace ends an epoch and begins the next
-    for half in (seen[:5], seen[5:]):  # five steps of six are two epochs
-        counts = collections.Counter(number for members in half for number in members)
-        assert set(counts) == set(range(1, 16)) and max(counts.values()) == 2
-    assert seen[0] | seen[1] != seen[5] | seen[6]
-
-
-@pytest.mark.parametrize(("accumulation", "row_multiple"), [(1, 1), (3, 1), (2, 4)])
-def test_a_run_has_few_shapes_and_little_padding(accumulation, row_multiple):
-    sequences = numbered(np.random.default_rng(0).integers(20, 190, 960).tolist())
-    recipe = Recipe(epochs=1, batch_size=48, row_length=192, accumulation=accumulation)
-    plan = BatchPlan(sequences, recipe, row_multiple)
-    batches = [plan[step] for step in range(plan.steps)]
-    shapes = [batch.tokens.shape for batch in batches]
-    assert len(set(shapes)) <= 8 and {(shape[0], shape[2]) for shape in shapes} == {(accumulation, 192)}
-    assert all(shape[1] % row_multiple == 0 for shape in shapes)
-    filled = [int(batch.tokens.any(-1).sum()) for batch in batches]
-    most = max(filled)
-    for shape, rows in zip(shapes, filled, strict=True):
-        assert rows <= shape[0] * shape[1] < rows + most / 8 + accumulation * row_multiple
-    assert sum(float(batch.weights.sum()) for batch in batches) == sum(s.targets for s in sequences)
 
 
 CHILD = """
@@ -251,11 +217,6 @@ def test_a_rate_that_explodes_is_an_error(random_model, sequences):
 def test_a_trace_that_does_not_fit_is_named(random_model):
     with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than `row_length`=16"):
         training_sequences(ROWS, ChatFormat.from_pretrained(random_model), 16)
-
-
-def test_nothing_to_train_on():
-    with pytest.raises(UserError, match="nothing to train on"):
-        BatchPlan([], CONFIG)
 
 
 @pytest.mark.parametrize(

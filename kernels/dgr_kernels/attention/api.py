@@ -1,6 +1,8 @@
 """The two operations and the preparation of lists: checks arguments, picks an implementation."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,24 @@ from jaxtyping import Float, Float32
 
 from dgr_kernels.attention.tiles import Tiles, TileShape
 from dgr_kernels.attention.visibility import Visibility
-from dgr_kernels.dispatch import KERNELS, load
-from dgr_kernels.partition import Partition
+from dgr_kernels.dispatch import KERNELS, MAINTAINED, load
+from dgr_kernels.partition import Partition, kind_of_device
 
-LONGEST_PLAIN = 1024
-"""Keys up to which the reference is the default; beyond, its O(T S) scores cost more than chunks do."""
+MOST_PLAIN = 1024 * 1024
+"""Pairs of a query and a key, T S, up to which the reference is the default where no kernel is; beyond, their scores
+cost more than chunks do."""
 LEAST_TILED = 512
 """Queries from which tiles are the default on a CPU: in one narrow row of 400 the loop cost more than it saved."""
+LEAST_FOR_KERNELS = 128
+"""Queries from which kernels are the default on a TPU or GPU: a tile."""
 WALKERS = (*KERNELS, "tiled")
 """Implementations that walk lists of tiles."""
+BY_DEVICE = {"cpu": ("tiled",), "tpu": ("splash", "tpu"), "hopper": ("cudnn", "gpu"), "gpu": ("cudnn",)}
+"""What serves whole sequences by default, the first that can; after these plain XLA, which always can.
+
+Our kernels were not yet run on hardware. They come where no maintained kernel can express the rows, and plain XLA would
+compute every pair.
+"""
 
 
 def attention(
@@ -42,13 +53,13 @@ def attention(
       k, v: [B, S, K, H] with S >= T and N a multiple of K.
       visibility: of [B, T]; see `Visibility` for where a query stands when S > T.
       scale: factor on the scores; 1 / sqrt(H) by default.
-      implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tiled" (XLA, tile by tile), "tpu"
-        (Pallas) or "gpu" (Mosaic GPU, Hopper). None picks by length and device one of the first two, or on a CPU the
-        third: the kernels were not yet measured on hardware.
+      implementation: "reference" (plain XLA), "chunked" (XLA, memory linear in S), "tiled" (XLA, tile by tile),
+        "splash" (jax's, for TPUs), "cudnn" (for GPUs), "tpu" (Pallas) or "gpu" (Mosaic GPU, Hopper). None takes the
+        first of `default_order` that can.
       tiles: lists of tiles that `prepare` made of this visibility; what walks lists makes its own where they are None.
       tile_shape: size of tiles, instead of what an implementation chooses by shape; the first two have none.
-      partition: how the arrays lie on a mesh: B is spread over its `data_axes`, N and K over its `tensor_axis`. What
-        walks tiles, and what is named, runs on each device's part; XLA partitions its own by itself.
+      partition: how the arrays lie on a mesh: B is spread over its `data_axes`, N and K over its `tensor_axis`.
+        Kernels, and what is named, run on each device's part; XLA partitions its own by itself.
 
     Returns:
       [B, T, N, H] in q's dtype.
@@ -58,17 +69,12 @@ def attention(
         tiles that are another's; the message names the argument.
       NotImplementedError: the named implementation cannot serve these arguments.
     """
-    return attention_and_log_sum_exp(
-        q,
-        k,
-        v,
-        visibility,
-        scale=scale,
-        implementation=implementation,
-        tiles=tiles,
-        tile_shape=tile_shape,
-        partition=partition,
-    )[0]
+    _check(q, k, v, visibility)
+    call = functools.partial(_attend, q=q, k=k, v=v, visibility=visibility, scale=scale, tile_shape=tile_shape)
+    if implementation:
+        return call(implementation, tiles=tiles, partition=partition)[0]
+    (B, T), (S, K) = q.shape[:2], k.shape[1:3]
+    return _by_default(default_order(B, T, S, K, partition), call, tiles, partition)[0]
 
 
 def attention_and_log_sum_exp(
@@ -83,25 +89,62 @@ def attention_and_log_sum_exp(
     tile_shape: TileShape | None = None,
     partition: Partition | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float32[Array, "B T N"]]:
-    """`attention`, and the log-sum-exp of the scaled scores, which is -inf where a query sees no key."""
+    """`attention`, and the log-sum-exp of the scaled scores, which is -inf where a query sees no key.
+
+    Raises:
+      NotImplementedError: as `attention`; or an implementation was named whose log-sum-exp has no gradient.
+    """
     _check(q, k, v, visibility)
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    name = implementation or _default(B, T, S, K, partition)
+    if implementation in MAINTAINED:
+        raise NotImplementedError(f"{implementation} has no log-sum-exp with a gradient; name another implementation")
+    call = functools.partial(_attend, q=q, k=k, v=v, visibility=visibility, scale=scale, tile_shape=tile_shape)
+    if implementation:
+        return call(implementation, tiles=tiles, partition=partition)
+    (B, T), (S, K) = q.shape[:2], k.shape[1:3]
+    return _by_default(default_order(B, T, S, K, partition, log_sum_exp=True), call, tiles, partition)
+
+
+def _by_default(
+    order: Sequence[str], attend: Callable[..., tuple[Array, Any]], tiles: Tiles | None, partition: Partition | None
+) -> tuple[Array, Any]:
+    """What the first implementation that can makes of the arguments."""
+    *kernels, plain = order
+    for name in kernels:
+        try:
+            return attend(name, tiles=tiles if name in WALKERS else None, partition=partition)
+        except NotImplementedError:
+            continue
+    return attend(plain, tiles=None, partition=None)  # XLA partitions it by itself, into uneven parts too
+
+
+def _attend(
+    name: str,
+    q: Array,
+    k: Array,
+    v: Array,
+    visibility: Visibility,
+    scale: float | None,
+    tile_shape: TileShape | None,
+    *,
+    tiles: Tiles | None,
+    partition: Partition | None,
+) -> tuple[Array, Any]:
+    """Output and log-sum-exp by an implementation, on each device's part of a mesh."""
+    (T, N, H), (S, K) = q.shape[1:], k.shape[1:3]
     asked = tiles.tile_shape if tile_shape is None and tiles is not None else tile_shape
     shape = _tile_shape(name, T, S, N // K, asked)
     run = functools.partial(load("attention", name).attention, scale=H**-0.5 if scale is None else scale)
 
-    def attend(q: Array, k: Array, v: Array, visibility: Visibility, tiles: Tiles | None) -> tuple[Array, Array]:
+    def local(q: Array, k: Array, v: Array, visibility: Visibility, tiles: Tiles | None) -> tuple[Array, Any]:
         if shape is None:
             return run(q, k, v, visibility)
         return run(q, k, v, Tiles.of(visibility, S, shape) if tiles is None else tiles.checked(visibility, S, shape))
 
-    if partition is None or (implementation is None and shape is None):
-        return attend(q, k, v, visibility, tiles)
+    if partition is None:
+        return local(q, k, v, visibility, tiles)
     _check_partition(partition, q, k)
     heads, rows = partition.rows(None, partition.tensor_axis), partition.rows()
-    return partition.run(attend, (heads, heads, heads, rows, rows), (heads, heads), q, k, v, visibility, tiles)
+    return partition.run(local, (heads, heads, heads, rows, rows), (heads, heads), q, k, v, visibility, tiles)
 
 
 def prepare(
@@ -129,7 +172,9 @@ def prepare(
     visibility.check(keys)
     B, T = visibility.own_start.shape
     N, K = heads
-    shape = _tile_shape(implementation or _default(B, T, keys, K, partition), T, keys, N // K, tile_shape)
+    order = (implementation,) if implementation else default_order(B, T, keys, K, partition)
+    walker = next((name for name in order if name in WALKERS), order[0])  # lists that nobody walks are not computed
+    shape = _tile_shape(walker, T, keys, N // K, tile_shape)
     if shape is None:
         return None
     if partition is None:
@@ -139,12 +184,23 @@ def prepare(
     return partition.run(lambda visibility: Tiles.of(visibility, keys, shape), (rows,), rows, visibility)
 
 
-def _default(B: int, T: int, S: int, K: int, partition: Partition | None) -> str:
-    """Tiles where they were measured to win, on CPUs and for whole sequences; elsewhere no kernel was measured yet."""
+def default_order(
+    B: int, T: int, S: int, K: int, partition: Partition | None, *, log_sum_exp: bool = False
+) -> tuple[str, ...]:
+    """What serves by default: the first of these that can.
+
+    Args:
+      B, T, S, K: rows, queries, keys and kv heads.
+      partition: as `attention` gets it.
+      log_sum_exp: whether it is wanted, of which maintained kernels have no gradient.
+    """
+    device = kind_of_device(partition)
+    plain = "reference" if T * S <= MOST_PLAIN else "chunked"
     even = partition is None or (B % partition.data_ways == 0 and K % partition.tensor_ways == 0)
-    if jax.default_backend() == "cpu" and T >= LEAST_TILED and even:
-        return "tiled"
-    return "reference" if S <= LONGEST_PLAIN else "chunked"
+    if not even or T < (LEAST_TILED if device == "cpu" else LEAST_FOR_KERNELS):
+        return (plain,)
+    kernels = (name for name in BY_DEVICE[device] if not (log_sum_exp and name in MAINTAINED))
+    return *kernels, plain
 
 
 def _tile_shape(name: str, T: int, S: int, G: int, asked: TileShape | None) -> TileShape | None:

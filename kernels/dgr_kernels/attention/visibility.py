@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,15 @@ class Visibility:
 
     Attributes:
       prefix_start, prefix_end, own_start: int32 [B, T].
+      structure: what is known of the values before they are: "sequence" where each row is one sequence, with padding to
+        its right that sees itself alone; "packed" where it is several, without prefixes; "any" otherwise. Maintained
+        kernels serve the first two, where T = S.
     """
 
     prefix_start: Int[Array, "B T"]
     prefix_end: Int[Array, "B T"]
     own_start: Int[Array, "B T"]
+    structure: Literal["sequence", "packed", "any"] = dataclasses.field(default="any", metadata={"static": True})
 
     @property
     def bounds(self) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]]:
@@ -49,7 +53,7 @@ class Visibility:
     def causal(cls, batch: int, length: int) -> "Visibility":
         """Plain causal attention."""
         nothing = jnp.zeros((batch, length), jnp.int32)
-        return cls(nothing, nothing, nothing)
+        return cls(nothing, nothing, nothing, "sequence")
 
     @classmethod
     def packed(cls, segment_ids: Int[Array, "B T"]) -> "Visibility":
@@ -62,7 +66,7 @@ class Visibility:
         begins = _differs_from_last(segment_ids) | (segment_ids == 0)
         own_start = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
         nothing = jnp.zeros_like(own_start)
-        return cls(nothing, nothing, own_start)
+        return cls(nothing, nothing, own_start, "packed")
 
     @classmethod
     def grouped(cls, group_ids: Int[Array, "B T"], part_ids: Int[Array, "B T"]) -> "Visibility":
@@ -126,7 +130,7 @@ class Visibility:
         index = jnp.arange(length, dtype=jnp.int32)[None]
         own_start = jnp.where(index < lengths[:, None], 0, index)
         nothing = jnp.zeros_like(own_start)
-        return cls(nothing, nothing, own_start)
+        return cls(nothing, nothing, own_start, "sequence")
 
     @classmethod
     def cached(cls, written: Int[Array, " B"], slots: int) -> "Visibility":
@@ -144,7 +148,7 @@ class Visibility:
 
         Raises:
           ValueError: a bound is negative, points past what its query may see, or prefix_end comes before prefix_start;
-            fewer keys than queries.
+            fewer keys than queries; bounds that are not of the structure they are said to be.
         """
         if keys < self.own_start.shape[1]:
             raise ValueError(f"keys is {keys}, fewer than the {self.own_start.shape[1]} queries of the visibility")
@@ -161,6 +165,18 @@ class Visibility:
                     f"visibility.{name} is {value[b, t]} at row {b}, query {t}; "
                     f"it must lie between {least} and {most[t]} (one past the key at which the query stands)"
                 )
+        if self.structure != "any" and keys == own.shape[1] and not self._is(own):
+            raise ValueError(f"visibility.structure is {self.structure!r}, and its bounds are not; make it 'any'")
+
+    def _is(self, own: np.ndarray) -> bool:
+        """Whether what the structure says of concrete bounds is so."""
+        index = np.arange(own.shape[1])
+        has_prefixes = (np.asarray(self.prefix_start) < np.asarray(self.prefix_end)).any()
+        if has_prefixes or (own > index).any() or (np.diff(own) < 0).any():
+            return False
+        begins_its_own = np.take_along_axis(own, own, axis=1) == own
+        one = (own == 0) | (own == index)
+        return bool((begins_its_own & (one if self.structure == "sequence" else True)).all())
 
     def mask(self, keys: int) -> Bool[Array, "B T S"]:
         """The same as a boolean mask [B, T, S] for `keys` = S; True where the query sees the key."""

@@ -1,0 +1,104 @@
+"""How many rows are decoded at a time: as many as the devices' memory holds, unless somebody says."""
+
+import os
+from typing import NamedTuple, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dgr_jax.errors import UserError
+from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.sharding import data_parallelism
+
+_SPARE = 0.08
+"""Share of a device's free memory that is left alone: the allocator's gaps, and what the estimate does not know."""
+_MOST = 256
+"""Rows a device, beyond which a step is bound by arithmetic and more of them gain nothing."""
+_MOST_ON_CPU = 64
+_GRAIN = 4
+"""Rows are a multiple of it where there are so many."""
+
+
+class Seats(NamedTuple):
+    """The shape of what decodes.
+
+    Attributes:
+      batch: rows at a time.
+      prefill: prompts that are let in together.
+      slots: tokens that a row has place for.
+    """
+
+    batch: int
+    prefill: int
+    slots: int
+
+    @classmethod
+    def of(cls, batch: int, slots: int, mesh: Mesh | None) -> Self:
+        """Of so many rows, or of a few more that the mesh divides."""
+        ways = data_parallelism(mesh)
+        batch = -(-batch // ways) * ways
+        return cls(batch, -(-batch // (4 * ways)) * ways, slots)
+
+    @classmethod
+    def fitting(
+        cls,
+        config: ModelConfig,
+        mesh: Mesh | None,
+        dtype: jax.typing.DTypeLike,
+        slots: int,
+        prompt: int,
+        free: int,
+        most: int,
+    ) -> Self:
+        """Of as many rows as fit.
+
+        Args:
+          config: of the model.
+          mesh: that its rows are spread over; None for a single device.
+          dtype: of weights and cache.
+          slots: tokens of a row.
+          prompt: tokens of the longest prompt, as it is admitted.
+          free: bytes of each device, beside the weights.
+          most: rows that there are.
+
+        Raises:
+          UserError: not even one row a device does.
+        """
+        each = bytes_a_row(config, mesh, dtype, slots, prompt)
+        rows = int((1 - _SPARE) * free) // each
+        on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+        rows = min(rows, _MOST_ON_CPU if on_cpu else _MOST)
+        if rows < 1:
+            raise UserError(
+                f"a row of {slots} tokens takes {each / 2**30:.2f} GiB beside the weights, and a device has "
+                f"{free / 2**30:.2f}; lower `max_new_tokens`, or cut the heads over more devices: `mesh` tensor=2"
+            )
+        rows -= rows % _GRAIN if rows > _GRAIN else 0
+        needed = -(-most // _GRAIN) * _GRAIN
+        return cls.of(min(rows * data_parallelism(mesh), needed), slots, mesh)
+
+
+def bytes_a_row(config: ModelConfig, mesh: Mesh | None, dtype: jax.typing.DTypeLike, slots: int, prompt: int) -> int:
+    """What each device needs more for a row on it: its cache, its part of an admission, its logits.
+
+    Compilers take less: `check-hardware` compares.
+    """
+    itemsize, ways = np.dtype(dtype).itemsize, 1 if mesh is None else mesh.shape["tensor"]
+    # A dimension that the mesh does not divide is whole on every device.
+    K, N, F, V = (
+        count // ways if count % ways == 0 else count
+        for count in (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
+    )
+    of_cache = 2 * config.num_layers * K * config.head_dim
+    of_prefill = of_cache + 4 * config.hidden_size + 2 * F + 2 * N * config.head_dim
+    # A quarter of the rows are admitted together. Drawing a token takes a few float32 arrays over the vocabulary.
+    return itemsize * (slots * of_cache + prompt * of_prefill // 4) + 4 * 6 * V
+
+
+def free_memory() -> int:
+    """Bytes that a device of this process has left. Of a machine's own memory a half counts, which others share."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
