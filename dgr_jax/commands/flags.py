@@ -1,5 +1,6 @@
 """Flags that commands share, each with one meaning everywhere, and what is made from them."""
 
+import dataclasses
 import functools
 import sys
 import traceback
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # heavy imports: --help must not pay for them
     from dgr_jax.models.decoder import Decoder
     from dgr_jax.scoring.source import ScoringModel
     from dgr_jax.tokens.chat import ChatFormat
+    from dgr_jax.training.recipe import Recipe
 
 flags.disclaim_key_flags()  # they belong to the command that defines them
 
@@ -180,6 +182,20 @@ def config(given: flags.FlagValues) -> dict[str, Any]:
         return given.config.to_dict()
     except OSError as error:  # a file that is not there is said when it is asked for something
         raise refused_config(error) from error
+
+
+def recipe(given: flags.FlagValues, **fixed: Any) -> "Recipe":
+    """The recipe that --config asks for, with fields that other flags say."""
+    from dgr_jax.training.recipe import Recipe
+
+    asked = config(given)
+    for field, flag in (("seed", "--seed"), ("compute_dtype", "--dtype")):
+        if field in asked:
+            raise UserError(f"--config: field {field!r} is not for the config file; give {flag}")
+    unknown = asked.keys() - {field.name for field in dataclasses.fields(Recipe)}
+    if unknown:
+        raise UserError(f"--config: unknown field {min(unknown)!r}; the fields are those of {Recipe.__module__}.Recipe")
+    return Recipe(**asked | fixed)
 
 
 def scoring_model(given: flags.FlagValues) -> "ScoringModel":

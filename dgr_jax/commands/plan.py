@@ -48,15 +48,14 @@ def main(given: FlagValues) -> str:
     from dgr_jax.planning.machines import Machine
     from dgr_jax.planning.plan import check_fits
     from dgr_jax.planning.purposes import Setting, plan_refine, plan_score, plan_sft
-    from dgr_jax.training.recipe import Recipe
 
     machine = Machine.of(given.device)  # before anything asks JAX for its own
     mesh, dtype = make_mesh(given.mesh, machine.devices), given.dtype or "bfloat16"
     setting = Setting(_architecture(given.model), machine, mesh, dtype, given.implementation)
     purpose: Any = given["for"].value
     if purpose == "sft":
-        asked = flags.config(given)
-        recipe = Recipe(**asked | {"row_length": given.length or asked["row_length"], "compute_dtype": dtype})
+        length = {"row_length": given.length} if given.length else {}
+        recipe = flags.recipe(given, compute_dtype=dtype, **length)
         plan = plan_sft(setting, recipe, given.rows or setting.ways * recipe.accumulation, search=given.search)
     elif purpose == "score":
         length = given.length or 4096

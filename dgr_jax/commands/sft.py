@@ -6,7 +6,6 @@ Any leaf of the config can be changed: --config.learning_rate=1e-5
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from absl.flags import FlagValues
 
@@ -35,18 +34,9 @@ def main(given: FlagValues) -> str:
     from dgr_jax.tokens.chat import ChatFormat
     from dgr_jax.training.batches import training_sequences
     from dgr_jax.training.loop import train
-    from dgr_jax.training.recipe import Recipe
 
     check_local(given.output, "fine-tuning")
-    asked = flags.config(given)
-    dtype: Any = given.dtype or default_dtype()
-    for field, flag in (("seed", "--seed"), ("compute_dtype", "--dtype")):
-        if field in asked:
-            raise UserError(f"--config: field {field!r} is not for the config file; give {flag}")
-    unknown = asked.keys() - {field.name for field in dataclasses.fields(Recipe)}
-    if unknown:
-        raise UserError(f"--config: unknown field {min(unknown)!r}; the fields are those of {Recipe.__module__}.Recipe")
-    recipe = Recipe(**asked, seed=given.seed, compute_dtype=dtype)
+    recipe = flags.recipe(given, seed=given.seed, compute_dtype=given.dtype or default_dtype())
     inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude or ())
     folder = local_folder(given.model)
     config = load_config(folder)  # what cannot be loaded is refused before anything is written

@@ -55,14 +55,10 @@ class DecodeState:
 
     def shardings(self, mesh: Mesh) -> Self:
         """Where each array lies on a mesh: rows as batches do, heads as their parameters."""
-        whole = jax.tree.map(lambda x: array_sharding(mesh, ("batch", "length")[: x.ndim], x.shape), self.without_cache)
+        rest = dataclasses.replace(self, cache=None)
+        whole = jax.tree.map(lambda x: array_sharding(mesh, ("batch", "length")[: x.ndim], x.shape), rest)
         cache = jax.tree.map(lambda x: array_sharding(mesh, self.cache.axes, x.shape), self.cache)
         return dataclasses.replace(whole, cache=cache)
-
-    @property
-    def without_cache(self) -> Self:
-        """The rest."""
-        return dataclasses.replace(self, cache=None)
 
 
 def pick_tokens(logits: jax.Array, uniform: jax.Array, *, temperature: float, top_p: float, top_k: int) -> jax.Array:

@@ -109,9 +109,17 @@ class OpenAIEngine:
             server's context is truncated, and empty.
         """
         complete = functools.partial(self._complete, decoding=decoding, seed=seed)
-        with Progress("generate", len(requests), "requests") as progress:
-            for completion in as_they_come(complete, requests, self._in_flight, again):
-                progress.advance()
+        asked = len(requests)
+
+        def once_more(completion: Completion) -> Request | None:
+            nonlocal asked
+            more = again(completion) if again else None
+            asked += more is not None
+            return more
+
+        with Progress("generate", asked, "requests") as progress:
+            for completion in as_they_come(complete, requests, self._in_flight, once_more):
+                progress.advance(of=asked)
                 yield completion
 
     def _complete(self, request: Request, decoding: Decoding, seed: int) -> Completion:

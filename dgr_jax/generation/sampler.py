@@ -21,7 +21,7 @@ import numpy as np
 from dgr_jax.errors import UserError, memory_advice
 from dgr_jax.generation.decode import DecodeState, programs
 from dgr_jax.generation.engine import Again, Completion, Decoding, Request, stream_digest
-from dgr_jax.generation.seats import Seats, free_memory
+from dgr_jax.generation.seats import Seats, bucket, free_memory
 from dgr_jax.models.cache import heads_first
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
@@ -181,9 +181,9 @@ class Sampler:
         """All rows through the same seats: whoever waits takes the first that is free."""
         B, P, S = seats = self._seats_for(queue, decoding)
         label = f"generate, {B} at a time"
-        with Progress(label, len(queue), "requests", shown=self._show_progress) as progress, _advised(seats):
-            for prompt in queue.hopeless():
-                progress.advance()
+        with Progress(label, queue.asked, "requests", shown=self._show_progress) as progress, _advised(seats):
+            for prompt in queue.hopeless():  # those that are added on the way too
+                progress.advance(of=queue.asked)
                 yield Generated(prompt, [], False, 0.0)
             if not queue:
                 return
@@ -219,7 +219,7 @@ class Sampler:
                     active[place] &= not (stop and stop(ids))
                     if not active[place]:
                         seated[place] = None
-                        progress.advance()
+                        progress.advance(of=queue.asked)
                         yield Generated(row, ids, ids[-1] in self._eos_token_ids, float(log_prob[place]))
                 if stop:
                     state = dataclasses.replace(state, active=jax.device_put(active, state.active.sharding))
@@ -232,7 +232,7 @@ class Sampler:
         return Seats.fitting(*of_model, slots, queue.widest, free_memory(), most=len(queue))
 
     def _empty(self, B: int, S: int) -> DecodeState:
-        make = functools.partial(DecodeState.empty, self.model.config, B, S, self.model.dtype, heads_first())
+        make = functools.partial(DecodeState.empty, self.model.config, B, S, self.model.dtype, heads_first(self._mesh))
         if self._mesh is None:
             return make()
         # Made in place: no device could hold it all.
@@ -244,9 +244,9 @@ class Sampler:
         """What `admit` takes of prompts: places, tokens, lengths, limits and random streams."""
         # Always the same number of prompts, unused ones dropped: one shape per bucket, and one compilation.
         P, most = seats.prefill, self.model.config.max_positions
-        bucket = _bucket(max(len(row.token_ids) for _, row in newcomers), most)
+        width = bucket(max(len(row.token_ids) for _, row in newcomers), most)
         place = np.full(P, seats.batch, np.int32)
-        tokens = np.zeros((P, bucket), np.int32)
+        tokens = np.zeros((P, width), np.int32)
         length = np.ones(P, np.int32)
         key = np.zeros((P, 2), np.uint32)
         for number, (seat, row) in enumerate(newcomers):
@@ -269,6 +269,9 @@ def _advised(seats: Seats) -> AbstractContextManager[None]:
 class _Queue:
     """Prompts that wait for a seat, in their order; more may be added while others are being answered.
 
+    Attributes:
+      asked: prompts so far.
+
     Raises:
       UserError: a token outside the vocabulary; the message names its prompt.
     """
@@ -276,7 +279,8 @@ class _Queue:
     def __init__(self, prompts: Iterable[Prompt], config: ModelConfig):
         self._config, self._longest = config, 0
         self._waiting, self._hopeless = collections.deque[Prompt](), list[Prompt]()
-        for prompt in prompts:
+        self.asked = 0
+        for self.asked, prompt in enumerate(prompts, 1):
             check_ids(prompt.token_ids, config.vocab_size, f"prompt {prompt.id!r}")
             length = len(prompt.token_ids)
             if length < config.max_positions:
@@ -294,6 +298,7 @@ class _Queue:
 
     def add(self, prompt: Prompt) -> None:
         """One more, whose turn is next; no longer than the longest so far: seats are made for those."""
+        self.asked += 1
         if len(prompt.token_ids) >= self._config.max_positions:
             self._hopeless.append(prompt)
         elif len(prompt.token_ids) > self._longest:
@@ -312,9 +317,4 @@ class _Queue:
     @property
     def widest(self) -> int:
         """Tokens of the longest prompt, as it is admitted."""
-        return _bucket(self._longest, self._config.max_positions)
-
-
-def _bucket(length: int, most: int) -> int:
-    """Prompt lengths are rounded up to a power of two, at least 32: few shapes to compile."""
-    return min(most, max(32, 1 << (length - 1).bit_length()))
+        return bucket(self._longest, self._config.max_positions)

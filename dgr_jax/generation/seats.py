@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from dgr_jax.errors import UserError
 from dgr_jax.models.config import ModelConfig
-from dgr_jax.models.sharding import data_parallelism
+from dgr_jax.models.sharding import data_parallelism, platform_of
 
 _SPARE = 0.08
 """Share of a device's free memory that is left alone: the allocator's gaps, and what the estimate does not know."""
@@ -67,8 +67,7 @@ class Seats(NamedTuple):
         """
         each = bytes_a_row(config, mesh, dtype, slots, prompt)
         rows = int((1 - _SPARE) * free) // each
-        on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
-        rows = min(rows, _MOST_ON_CPU if on_cpu else _MOST)
+        rows = min(rows, _MOST_ON_CPU if platform_of(mesh) == "cpu" else _MOST)
         if rows < 1:
             raise UserError(
                 f"a row of {slots} tokens takes {each / 2**30:.2f} GiB beside the weights, and a device has "
@@ -77,6 +76,11 @@ class Seats(NamedTuple):
         rows -= rows % _GRAIN if rows > _GRAIN else 0
         needed = -(-most // _GRAIN) * _GRAIN
         return cls.of(min(rows * data_parallelism(mesh), needed), slots, mesh)
+
+
+def bucket(length: int, most: int) -> int:
+    """Tokens that a prompt is admitted as: a power of two from 32 to `most`, so that shapes are few."""
+    return min(most, max(32, 1 << (length - 1).bit_length()))
 
 
 def bytes_a_row(config: ModelConfig, mesh: Mesh | None, dtype: jax.typing.DTypeLike, slots: int, prompt: int) -> int:

@@ -9,8 +9,10 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.sharding import platform_of
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("k", "v"), meta_fields=("heads_first",))
@@ -60,7 +62,7 @@ class KVCache:
         return dataclasses.replace(self, k=put(self.k, k), v=put(self.v, v))
 
 
-def heads_first() -> bool:
-    """How a cache lies on this machine's devices. A TPU would hold one with its heads first twice, a GPU one with its
-    slots first: each turns what it reads to what its matmuls want (docs/kernels.md)."""
-    return jax.default_backend() != "tpu"
+def heads_first(mesh: Mesh | None) -> bool:
+    """How a cache lies on the devices of a mesh, or on this machine's. A TPU would hold one with its heads first twice,
+    a GPU one with its slots first: each turns what it reads to what its matmuls want (docs/performance.md)."""
+    return platform_of(mesh) != "tpu"

@@ -174,6 +174,11 @@ def put_rows[T](rows: T, sharding: NamedSharding | None) -> T:
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), rows)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """What the devices of a mesh are, which need not be here, or those of this machine: "cpu", "gpu" or "tpu"."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def data_parallelism(mesh: Mesh | None) -> int:
     """How many ways a batch is split: the number of rows must be a multiple of it."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

@@ -11,14 +11,18 @@ from dgr_kernels.attention import Visibility
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dgr_jax.generation.decode import DecodeState, programs
+from dgr_jax.models.cache import heads_first
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import parameter_specs
-from dgr_jax.models.sharding import Placement, array_sharding, batch_sharding, partition
+from dgr_jax.models.sharding import Placement, array_sharding, batch_sharding, partition, platform_of
 from dgr_jax.scoring.scorer import score_rows
 from dgr_jax.tokens.packing import PackedRows
 from dgr_jax.training.loop import compiled_step, placed_moments
 from dgr_jax.training.recipe import Recipe, optimizer
+
+_LOWERED_FOR = {"gpu": "cuda"}
+"""What lowering calls a platform, where that is another name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Abstract:
     def generate(self, batch: int, prefill: int, slots: int, prompt: int, *, temperature: float) -> Iterator[Program]:
         """Admission of `prefill` prompts of `prompt` tokens, and decoding, of `batch` rows of `slots`."""
         config = self.model.config
-        empty = jax.eval_shape(lambda: DecodeState.empty(config, batch, slots, self._dtype, self._first))
+        empty = jax.eval_shape(lambda: DecodeState.empty(config, batch, slots, self._dtype, heads_first(self.mesh)))
         state = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), empty, empty.shardings(self.mesh)
         )
@@ -95,11 +99,6 @@ class Abstract:
         yield self._compiled("admit", run.admit, {**held, "prompts": admitted}, spread="prompts")
         how = {"eos": (0, 1), "most_steps": slots, "temperature": temperature, "top_p": 0.95, "top_k": 0}
         yield self._compiled("decode", run.decode, {**held, "prompts": int32()}, **how)
-
-    @property
-    def _first(self) -> bool:
-        """Whether the cache has its heads first on these devices."""
-        return self.mesh.devices.flat[0].platform != "tpu"
 
     def _packed(self, rows: tuple[int, ...], length: int, targets: int, *, prefixes: bool) -> PackedRows:
         sharding = batch_sharding(self.mesh, leading=len(rows) - 1)
@@ -114,9 +113,8 @@ class Abstract:
     def _compiled(self, name: str, function: Any, given: dict[str, Any], spread: str = "", **how: Any) -> Program:
         arguments = [x for key, value in given.items() for x in (value if key == spread else (value,))]
         begin = time.perf_counter()
-        platform = self.mesh.devices.flat[0].platform
-        lowered = function.trace(*arguments, **how).lower(lowering_platforms=("tpu" if platform == "tpu" else "cuda",))
-        compiled = lowered.compile()
+        platform = _LOWERED_FOR.get(kind := platform_of(self.mesh), kind)
+        compiled = function.trace(*arguments, **how).lower(lowering_platforms=(platform,)).compile()
         memory = compiled.memory_analysis()
         held = {key: sum(map(_bytes_a_device, jax.tree.leaves(value))) for key, value in given.items()}
         temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from dgr_jax.generation.seats import Seats
+from dgr_jax.generation.seats import Seats, bucket
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.sharding import data_parallelism
 from dgr_jax.planning.cost import Cost
@@ -58,7 +58,8 @@ class Setting(NamedTuple):
 
 
 def plan_score(setting: Setting, rows: int, length: int, *, search: bool) -> Plan:
-    """Scoring: rows of `length` tokens, all of them targets, some of which share prefixes."""
+    """Scoring: rows of `length` tokens, or a few more that the mesh divides; all are targets, prefixes are shared."""
+    rows = -(-rows // setting.ways) * setting.ways
     program = functools.cache(lambda rows: setting.abstract(setting.dtype).score(rows, length, length, prefixes=True))
     step = Step(program(rows), setting.of_rows(rows, length, 1), rows * length)
     title = setting.title("score", f"{rows} rows of {length:,} tokens at a time")
@@ -66,13 +67,14 @@ def plan_score(setting: Setting, rows: int, length: int, *, search: bool) -> Pla
 
 
 def plan_sft(setting: Setting, recipe: Recipe, rows: int, *, search: bool) -> Plan:
-    """Fine-tuning: steps of `rows` rows, over all micro-batches, of the recipe's length."""
+    """Fine-tuning: steps of `rows` rows of the recipe's length, or of a few more that mesh and micro-batches divide."""
+    grain = setting.ways * recipe.accumulation
+    rows = -(-rows // grain) * grain
     abstract = setting.abstract(recipe.master_dtype)
     program = functools.cache(lambda rows: abstract.train(recipe, rows, recipe.row_length))
     passes = 3 if recipe.remat == "none" else 4
     step = Step(program(rows), setting.of_rows(rows, recipe.row_length, passes), rows * recipe.row_length)
     title = setting.title("sft", f"steps of {rows} rows of {recipe.row_length:,} tokens, remat {recipe.remat}")
-    grain = setting.ways * recipe.accumulation
     largest = _largest(setting, lambda r: program(r).total, rows, search, grain)
     return Plan(title, setting.machine, rows, program(rows).held["weights"], [step], largest)
 
@@ -91,6 +93,7 @@ def plan_refine(
       search: look for the largest batch that fits.
     """
     config, abstract = setting.config, setting.abstract(setting.dtype)
+    prompt = bucket(prompt, config.max_positions)
     slots = min(config.max_positions, prompt + max_new_tokens)
     scored = -(-slots // 128) * 128
     score = Step(

@@ -37,7 +37,7 @@ def as_they_come[Item, Found](
     work: Callable[[Item], Found],
     items: Sequence[Item],
     at_a_time: int,
-    again: Callable[[Found], Item | None] | None = None,
+    again: Callable[[Found], Item | None] = lambda _: None,
 ) -> Generator[Found]:
     """What `work` finds, in the order in which it is found.
 
@@ -72,7 +72,7 @@ def as_they_come[Item, Found](
             value, error = found.get()
             if error is not None:
                 raise error
-            more = again(value) if again else None  # pyright: ignore[reportArgumentType]
+            more = again(value)  # pyright: ignore[reportArgumentType]
             if more is None:
                 under_way -= 1
             else:

@@ -33,8 +33,10 @@ class Progress(tqdm.tqdm):
             disable=not shown,
         )  # fmt: skip
 
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Counts finished units; `note` is shown at the end of the line (a loss, say)."""
+    def advance(self, units: int = 1, note: str = "", of: int | None = None) -> None:
+        """Counts finished units; `note` is shown at the end of the line (a loss, say). `of` is how many are expected
+        by now."""
+        self.total = self.total if of is None else of
         if note:
             self.set_postfix_str(note, refresh=False)
         self.update(units)

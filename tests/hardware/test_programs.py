@@ -53,6 +53,17 @@ def test_a_training_step_fits(config, device, most):
     assert not [one for one in summed for _, shape in one.arrays if shape[-2:] == activations]
 
 
+def test_a_training_step_of_our_kernels_over_devices():
+    """Asked for by name, on packed rows: rows over fsdp, heads and vocabulary over tensor."""
+    here = setting(QWEN3_06B, "v6e:4", "fsdp=2,tensor=2")._replace(implementation="tpu")
+    plan = plan_sft(here, DEFAULT, 4, search=False)
+    assert plan.fits
+    (program,) = (step.program for step in plan.steps)
+    # Attention forward, forward again for the gradient, dq, dkv; scores forward and backward.
+    calls = [line for line in program.text.splitlines() if "custom-call(" in line and "tpu_custom_call" in line]
+    assert len(calls) >= 6, calls
+
+
 @functools.cache
 def refining(device: str) -> Plan:
     """README's command, with its default batch, on one chip of each kind."""
