@@ -11,9 +11,6 @@ from benchmarks.targets import DEVICES, IMPLEMENTATION, MODELS, TPUS, attention_
 pytestmark = pytest.mark.hardware
 CASES = [*((model, 4096) for model in MODELS), ("Qwen3-8B", 32_768)]
 """A longer row is the same program over more tiles: one model shows it."""
-WIDEST = ("Qwen3-32B", "Qwen3-8B")
-"""On TPUs beyond the first: the widest models, and the longest row. `make compiled-memory` has them all."""
-PLACES = [(*case, device) for case in CASES for device in DEVICES if device in ("v5e", "h100") or case[0] in WIDEST]
 HEADS = {MODELS[model][:3]: model for model in reversed(MODELS)}.values()
 """Models that differ in what attention sees."""
 LOGITS_PER_TEMPORARY = {4096: 5, 32_768: 14}
@@ -24,7 +21,8 @@ def temporary_bytes(program) -> int:
     return program.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(("model", "length", "device"), [place for place in PLACES if place[0] in HEADS])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("model", "length"), [case for case in CASES if case[0] in HEADS])
 def test_attention_compiles_in_linear_memory(model, length, device):
     shapes = MODELS[model]
     program = attention_program(device, shapes, length, IMPLEMENTATION[device], gradient=True)
@@ -36,7 +34,7 @@ def test_attention_compiles_in_linear_memory(model, length, device):
 @pytest.mark.parametrize(
     ("model", "tokens", "device"),
     # On a TPU the number of tokens is the length of the grid and nothing else: half a minute for the same program.
-    [place for place in PLACES if place[1] == 4096 or place[2] not in TPUS],
+    [(*case, device) for case in CASES for device in DEVICES if case[1] == 4096 or device not in TPUS],
 )
 def test_token_scores_compile_without_logits(model, tokens, device):
     shapes = MODELS[model]

@@ -70,7 +70,7 @@ def refining(device: str) -> Plan:
     return plan_refine(setting(QWEN3_06B, device), None, 512, 4096, temperature=0.6, search=False)
 
 
-@pytest.mark.parametrize("device", ["v5e:1", "h100:1"])
+@pytest.mark.parametrize("device", ["v5e:1", "v5p:1", "v6e:1", "h100:1"])
 def test_refining_fits_with_the_batch_that_is_chosen(device):
     plan = refining(device)
     assert plan.fits, plan.text()
