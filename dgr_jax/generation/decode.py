@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from dgr_jax.models.cache import KVCache
 from dgr_jax.models.config import ModelConfig
-from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.decoder import Decoder, linear
 from dgr_jax.models.sharding import Placement, array_sharding
 
 
@@ -103,14 +103,12 @@ def _nucleus_floor(probabilities: jax.Array, top_p: float) -> jax.Array:
         low, high = bounds
         middle = (low + high) // 2
         kept = probabilities >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-        mass = jnp.sum(jnp.where(kept, probabilities, 0), axis=-1, keepdims=True)
-        enough = kept.any(axis=-1, keepdims=True) & (mass >= top_p)
+        enough = jnp.sum(jnp.where(kept, probabilities, 0), axis=-1, keepdims=True) >= top_p
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    shape = (probabilities.shape[0], 1)
-    above_one = int(np.float32(1).view(np.int32)) + 1
-    bounds = (jnp.zeros(shape, jnp.int32), jnp.full(shape, above_one, jnp.int32))
-    floor, _ = jax.lax.fori_loop(0, above_one.bit_length(), halve, bounds)
+    likeliest = jax.lax.bitcast_convert_type(probabilities.max(axis=-1, keepdims=True), jnp.int32)
+    passes = int(np.float32(1).view(np.int32) + 1).bit_length()
+    floor, _ = jax.lax.fori_loop(0, passes, halve, (jnp.zeros_like(likeliest), likeliest + 1))
     return jax.lax.bitcast_convert_type(floor, jnp.float32)
 
 
@@ -133,7 +131,7 @@ def _decode(
         count, state = carry
         last = jnp.where(state.active, state.length - 1, 0)  # an idle row costs attention no more than a slot
         hidden, cache = model.extend(state.tokens[rows, last], last, state.cache)
-        logits = jnp.einsum("bd,vd->bv", hidden, model.unembed_weight, preferred_element_type=jnp.float32)
+        logits = linear(hidden, model.unembed_weight, jnp.float32)
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(state.key), state.length)
         uniform = jax.vmap(jax.random.uniform)(keys)
         token = pick_tokens(logits, uniform, temperature=temperature, top_p=top_p, top_k=top_k)

@@ -189,6 +189,7 @@ class Sampler:
                 return
             state = self._empty(B, S)
             run = programs(Placement.of(state) if self._mesh is not None else None)
+            apart = self.model.apart()
             seated: list[Prompt | None] = [None] * B
             while queue or any(seated):
                 free = [place for place in range(B) if seated[place] is None]
@@ -201,7 +202,7 @@ class Sampler:
                     state = run.admit(self.model, state, *self._seated(group, seats, decoding, seed))
                 # Until so many are done that a prefill is full.
                 state = run.decode(
-                    self.model,
+                    apart,
                     state,
                     jnp.int32(min(B, len(free) - len(newcomers) + P)),
                     eos=self._eos_token_ids,

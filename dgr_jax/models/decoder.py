@@ -22,6 +22,8 @@ from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.models.sharding import pinned
 
 _UNROLLED_LAYERS = 8
+_FEW_ROWS = 64
+"""Rows up to which a CPU multiplies weights by activations, not activations by weights: see `linear`."""
 
 
 class Layers(nnx.Module):
@@ -88,6 +90,20 @@ class Decoder(nnx.Module):
             for name in parameter_specs(self.config)
         }
 
+    def apart(self) -> "Decoder":
+        """The model for `extend` alone: with each layer in arrays of its own on a single CPU, elsewhere as it is.
+
+        XLA's CPU backend copies what it slices from a stack before it multiplies: 150 of the 350 ms of a step at 0.5B.
+        The arrays are views of the same memory.
+        """
+        if self.partition is not None or jax.default_backend() != "cpu":
+            return self
+        apart = jax.tree.map(lambda x: x, self)
+        stacks, structure = jax.tree.flatten(self.layers)
+        layers = zip(*map(np.asarray, stacks), strict=True)
+        apart.layers = nnx.List([jax.tree.unflatten(structure, map(jax.device_put, layer)) for layer in layers])
+        return apart
+
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, visibility: Visibility, *, remat: bool = False
     ) -> jax.Array:
@@ -140,9 +156,14 @@ class Decoder(nnx.Module):
 
             return self._layer(x, layer, rotation, mix), None
 
+        carry = (self.embedded(tokens[:, None]), cache)
         indices = jnp.arange(self.config.num_layers)
-        start = (self.embedded(tokens[:, None]), cache)
-        (x, cache), _ = jax.lax.scan(step, start, (self.layers, indices), unroll=self._unroll)
+        if isinstance(self.layers, Layers):
+            carry, _ = jax.lax.scan(step, carry, (self.layers, indices), unroll=self._unroll)
+        else:
+            for layer in zip(self.layers, indices, strict=True):
+                carry, _ = step(carry, layer)
+        x, cache = carry
         return rms_norm(x[:, 0], self.final_norm[...], self.config.norm_eps), cache
 
     def _pinned(self, x: jax.Array) -> jax.Array:
@@ -167,18 +188,20 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Kept]:
         config = self.config
         eps = config.norm_eps
-        normed = rms_norm(x, layer.attention_norm[...], eps)
-        q, k, v = (linear(normed, w[...]) for w in (layer.q, layer.k, layer.v))
+        B, T, D = x.shape
+        # Matmuls see rows [B T, ...]: XLA's CPU backend takes twice as long for a weight's gradient that is summed over
+        # two axes (86 against 38 ms at [37 x 192, 192] x [512, 192] on two cores).
+        normed = rms_norm(x, layer.attention_norm[...], eps).reshape(B * T, D)
+        q, k, v = (linear(normed, w[...]).reshape(B, T, *w.shape[:2]) for w in (layer.q, layer.k, layer.v))
         if config.qkv_bias:
             q, k, v = q + layer.q_bias[...], k + layer.k_bias[...], v + layer.v_bias[...]
         if config.qk_norm:
             q, k = rms_norm(q, layer.q_norm[...], eps), rms_norm(k, layer.k_norm[...], eps)
         mixed, kept = mix(rotate(q, rotation), rotate(k, rotation), v)
-        D = config.hidden_size
-        x = x + linear(mixed.reshape(*mixed.shape[:2], -1), layer.o[...].reshape(D, -1))
-        normed = rms_norm(x, layer.mlp_norm[...], eps)
+        x = x + linear(mixed.reshape(B * T, *mixed.shape[2:]), layer.o[...], over=2).reshape(x.shape)
+        normed = rms_norm(x, layer.mlp_norm[...], eps).reshape(B * T, D)
         gate, up = linear(normed, layer.gate[...]), linear(normed, layer.up[...])
-        x = x + linear(jax.nn.silu(gate) * up, layer.down[...])
+        x = x + linear(gated(gate, up), layer.down[...]).reshape(x.shape)
         return self._pinned(x), kept
 
 
@@ -186,19 +209,45 @@ type _Mix[Kept] = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, K
 """From q, k and v: what attention makes of them [B, T, N, H], and what is to be kept."""
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """[B, T, in] times a weight [..., in]: [B, T, ...].
+def linear(x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike | None = None, *, over: int = 1) -> jax.Array:
+    """Rows times a weight.
 
-    As one 2D matmul, because XLA's CPU backend takes twice as long for a weight gradient that is contracted over two
-    dimensions (86 against 38 ms at [37 x 192, 192] x [512, 192] on two cores).
+    Of few rows a CPU takes the product the other way round: its matmul packs whatever stands second, and the weights
+    are by far the larger (16 rows by [4864, 896]: 2.6 ms, the other way 1.4; a single row 3.0 and 0.6; from 64 on it
+    is the same). The barrier keeps XLA from turning it back.
+
+    Args:
+      x: [rows, *in].
+      weight: [*out, *in]. It is multiplied as it lies: of what is made of it first, a scan over layers would keep a
+        copy of each for the gradient.
+      dtype: of the result; x's by default.
+      over: how many axes `in` has.
+
+    Returns:
+      [rows, *out].
     """
-    D = x.shape[-1]
-    out = x.reshape(-1, D) @ weight.reshape(-1, D).T
-    return out.reshape(*x.shape[:-1], *weight.shape[:-1])
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        both = tuple(range(a.ndim - over, a.ndim)), tuple(range(b.ndim - over, b.ndim))
+        return jax.lax.dot_general(a, b, (both, ((), ())), preferred_element_type=dtype)
+
+    def turned(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.moveaxis(jax.lax.optimization_barrier(product(weight, x)), -1, 0)
+
+    if len(x) > _FEW_ROWS:
+        return product(x, weight)
+    return jax.lax.platform_dependent(x, weight, cpu=turned, default=product)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """SiLU(gate) * up. Of what lies between nothing is kept for the gradient."""
+    return jax.nn.silu(gate) * up
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """RMS norm over the last axis, computed in float32, returned in x's dtype."""
+    """RMS norm over the last axis, computed in float32, returned in x's dtype; x alone is kept for the gradient."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return weight * wide.astype(x.dtype)

@@ -50,19 +50,23 @@ def loss_sum(model: Decoder, rows: PackedRows, *, remat: str = "none") -> jax.Ar
 
 
 def _train_step(model, moments, rows, rate, *, optimizer, remat, compute_dtype):
-    def loss(model: Decoder, micro: PackedRows) -> jax.Array:
-        return loss_sum(model.computing_in(compute_dtype), micro, remat=remat)
+    count = jnp.maximum(rows.weights.sum(), 1)
+
+    @jax.value_and_grad
+    def loss_and_gradient(model: Decoder, micro: PackedRows) -> jax.Array:
+        # Divided here: of a gradient it would be one more pass over all weights.
+        return loss_sum(model.computing_in(compute_dtype), micro, remat=remat) / count
 
     def accumulate(carry, micro):
-        value, gradient = jax.value_and_grad(loss)(model, micro)
-        return jax.tree.map(jnp.add, carry, (value, gradient)), None
+        return jax.tree.map(jnp.add, carry, loss_and_gradient(model, micro)), None
 
-    nothing = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, model))
-    (total, gradient), _ = jax.lax.scan(accumulate, nothing, rows)
-    count = jnp.maximum(rows.weights.sum(), 1)
-    gradient = jax.tree.map(lambda g: (g / count).astype(g.dtype), gradient)
+    if len(rows.tokens) == 1:
+        mean, gradient = loss_and_gradient(model, jax.tree.map(lambda x: x[0], rows))
+    else:
+        nothing = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, model))
+        (mean, gradient), _ = jax.lax.scan(accumulate, nothing, rows)
     updates, moments = optimizer.update(gradient, optax.tree.set(moments, learning_rate=rate), model)
-    measured = {"loss": total / count, "grad_norm": optax.tree.norm(gradient), "targets": count}
+    measured = {"loss": mean, "grad_norm": optax.tree.norm(gradient), "targets": count}
     return optax.apply_updates(model, updates), moments, measured
 
 

@@ -1,5 +1,7 @@
 """The decoder's own consistency; its agreement with transformers is in tests/parity."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from dgr_kernels.attention import Visibility
 
 from dgr_jax.models.cache import KVCache
 from dgr_jax.models.config import Llama3Scaling, ModelConfig
-from dgr_jax.models.decoder import Decoder, init_model, inverse_frequencies
+from dgr_jax.models.decoder import Decoder, init_model, inverse_frequencies, linear
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.tokens.packing import TokenSequence, fill_rows, lay_out
 from dgr_jax.training.loop import loss_sum
@@ -41,6 +43,47 @@ def test_packed_equals_alone(model):
     np.testing.assert_allclose(hidden[:7], run_alone(model, first), atol=1e-5)
     np.testing.assert_allclose(hidden[7:19], run_alone(model, second), atol=1e-5)
     assert np.isfinite(hidden).all()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64, 65])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_is_a_product_of_any_number_of_rows(rows, dtype):
+    """Few rows are multiplied the other way round."""
+    rng = np.random.default_rng(rows)
+    x, weight = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((rows, 3, 8), (5, 2, 3, 8)))
+    found = jax.jit(lambda x, weight: linear(x, weight, jnp.float32, over=2))(x, weight)
+    expected = np.einsum("rnh,abnh->rab", np.asarray(x, np.float64), np.asarray(weight, np.float64))
+    assert found.dtype == jnp.float32 and found.shape == (rows, 5, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert linear(x, weight, over=2).dtype == dtype
+
+
+def test_layers_apart_decode_the_same_and_are_views(model):
+    at, tokens = jnp.zeros(2, jnp.int32), jnp.asarray([3, 5])
+    cache = KVCache.empty(CONFIG, 2, 8, "float32", heads_first=True)
+    apart = model.apart()
+    for found, expected in zip(apart.extend(tokens, at, cache), model.extend(tokens, at, cache), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+    # Matrices whose size is a multiple of an alignment; a bias or a norm may well be copied.
+    wide = init_model(dataclasses.replace(CONFIG, head_dim=16), 0)
+    gate = wide.layers.gate[...]
+    assert [
+        layer.gate[...].unsafe_buffer_pointer() - gate.unsafe_buffer_pointer() for layer in wide.apart().layers
+    ] == [layer * gate[0].nbytes for layer in range(CONFIG.num_layers)]
+
+
+def test_training_keeps_no_copy_of_a_weight_for_the_gradient(model):
+    """A scan stacks whatever its backward pass wants again; of a weight that is first turned, it once was a copy."""
+    tokens = draw_tokens(70)
+
+    def total(model):
+        return model(tokens, jnp.arange(70)[None], Visibility.causal(1, 70)).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(total))(model).jaxpr
+    forward = next(equation for equation in jaxpr.eqns if equation.primitive.name == "scan")
+    kept = [x.aval.shape[1:] for x in forward.outvars[1:]]
+    assert kept, "nothing is kept for the gradient"
+    assert all(70 in shape or 140 in shape for shape in kept), f"kept, and no activation of 70 tokens: {kept}"
 
 
 @pytest.mark.parametrize("heads_first", [True, False])
