@@ -65,6 +65,10 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
         from dgr_jax.run.stopping import stop_on_sigterm
 
         stop_on_sigterm()  # after JAX's own hosts have set up theirs
+        if _given("compilation_cache") is not None:
+            from dgr_jax.run.compilation import use_cache
+
+            use_cache(_given("compilation_cache"))
         print(command.main(flags.FLAGS))
         sys.stdout.flush()
     except UserError as error:

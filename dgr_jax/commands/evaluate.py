@@ -14,7 +14,7 @@ def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model output seed dtype mesh implementation judge",
+        "model output seed dtype mesh implementation compilation_cache judge",
         flags.GENERATION,
         required="model output suite",
         suite=flags.several("NAME:PATH, or a .jsonl file; repeatable."),

@@ -83,6 +83,11 @@ COMMON: dict[str, Define] = {
         "Of attention and token scores: two in XLA, and the hand-written kernels of a device. By default what "
         "docs/kernels.md says for the device and the rows. Decoding steps always use XLA.",
     ),
+    "compilation_cache": text(
+        "auto",
+        'Folder, local or gs://, that keeps compiled programs for the next run; "auto" is the user\'s own cache folder '
+        'on TPU and GPU and none on a CPU, "off" is none.',
+    ),
     "on_bad_row": choice(
         "error", ["error", "skip"], "What to do with a row that is not a trace: stop, or leave it out and count it."
     ),

@@ -12,7 +12,7 @@ def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model input output seed dtype mesh implementation on_bad_row exclude judge",
+        "model input output seed dtype mesh implementation compilation_cache on_bad_row exclude judge",
         flags.GENERATION,
         required="model input output",
         template=flags.text(None, "Rewrite request: a text file with {prompt}, {reasoning}, {answer}."),

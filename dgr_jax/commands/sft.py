@@ -18,7 +18,9 @@ _CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "sft.py"
 def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
-        given, "model input output seed dtype mesh implementation on_bad_row exclude", required="model input output"
+        given,
+        "model input output seed dtype mesh implementation compilation_cache on_bad_row exclude",
+        required="model input output",
     )
     flags.define_config(given, str(_CONFIG), "The recipe; see configs/.")
 

@@ -12,7 +12,7 @@ from dgr_jax.commands import flags
 
 def define(given: FlagValues) -> None:
     """The command's flags."""
-    flags.define(given, "output", required="output")
+    flags.define(given, "output compilation_cache", required="output")
     flags.define_config(given, None, "The study; see configs/tiny.py.")
     mark_flag_as_required("config", flag_values=given)
 

@@ -1,9 +1,11 @@
-"""Progress for people: a bar on a terminal, one line every 30 seconds in a log."""
+"""Progress for people: a bar on a terminal, one line every 30 seconds in a log; compilation is told from running."""
 
 import sys
 from typing import Any, TextIO
 
 import tqdm
+
+from dgr_jax.run.compilation import compile_seconds
 
 _REDRAW_EVERY, _LOG_EVERY = 0.1, 30.0
 
@@ -25,6 +27,7 @@ class Progress(tqdm.tqdm):
         self, label: str, total: int | None, unit: str = "traces", stream: TextIO | None = None, shown: bool = True
     ):
         file: Any = stream or sys.stderr
+        self._compiled_before = compile_seconds()
         self._on_terminal = file.isatty()
         every = _REDRAW_EVERY if self._on_terminal else _LOG_EVERY
         super().__init__(
@@ -37,9 +40,24 @@ class Progress(tqdm.tqdm):
         """Counts finished units; `note` is shown at the end of the line (a loss, say). `of` is how many are expected
         by now."""
         self.total = self.total if of is None else of
-        if note:
-            self.set_postfix_str(note, refresh=False)
+        if note or self._compiling >= 1:
+            compiled = [f"compiled {self._compiling:.0f} s"] if self._compiling >= 1 else []
+            self.set_postfix_str(", ".join([note] * bool(note) + compiled), refresh=False)
         self.update(units)
+
+    @property
+    def _compiling(self) -> float:
+        """Seconds of the bar's time that went to compiling."""
+        return compile_seconds() - self._compiled_before
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What tqdm draws; its rate is of the time that was not compilation."""
+        found = dict(super().format_dict)
+        running = found["elapsed"] - self._compiling
+        if found["n"] and running > 0:
+            found["rate"] = found["n"] / running
+        return found
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Draws the bar, or writes it as a line of a log; an empty `msg` clears it, which a log cannot."""

@@ -19,6 +19,7 @@ from etils import epath
 
 from dgr_jax.errors import UserError, foreign
 from dgr_jax.run import hosts
+from dgr_jax.run.compilation import compile_seconds
 from dgr_jax.run.files import read_json, remove_partial, unfinished, unreadable, write_json
 from dgr_jax.run.lock import LOCK, FolderLock
 from dgr_jax.run.shards import PARTS
@@ -53,6 +54,7 @@ class Stage:
     manifest: dict[str, Any]
     _locks: list[FolderLock]
     _begin: float = dataclasses.field(default_factory=time.monotonic)
+    _compiled_before: float = dataclasses.field(default_factory=compile_seconds)
 
     @classmethod
     def open(
@@ -118,7 +120,8 @@ class Stage:
     def finish(self, details: Mapping[str, Any] | None = None, /, **counts: Any) -> None:
         """Marks the directory whole.
 
-        Recorded are counts and seconds (of this process; a resume counts its own). Parts go: a kill before this costs
+        Recorded are counts, seconds, and how many of those went to compiling (of this process; a resume counts its
+        own). Parts go: a kill before this costs
         none of them, one after it leaves them to the next `open`.
 
         Args:
@@ -126,7 +129,9 @@ class Stage:
           counts: what the inputs decide.
         """
         seconds = round(time.monotonic() - self._begin, 1)
-        self.manifest |= {**(details or {}), "counts": counts, "seconds": seconds, "finished": True}
+        compiling = round(compile_seconds() - self._compiled_before, 1)
+        self.manifest |= {**(details or {}), "counts": counts, "seconds": seconds, "compile_seconds": compiling}
+        self.manifest["finished"] = True
         write_json(self.folder / MANIFEST, self.manifest)
         self.finished = True
         if hosts.writes():

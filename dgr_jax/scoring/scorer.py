@@ -26,6 +26,7 @@ from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.sharding import batch_sharding, data_parallelism, put_rows
 from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.background import in_background
+from dgr_jax.run.compilation import compile_seconds
 from dgr_jax.scoring.cost import Cost
 from dgr_jax.scoring.plan import Batch, plan
 from dgr_jax.scoring.settings import ScoreSettings, usual_tokens_per_batch
@@ -263,11 +264,10 @@ class Scorer:
     def _dispatch(self, sent: _Sent) -> SequenceScores | None:
         if sent.batch is None:
             return None
-        begin = time.perf_counter()
+        compiled = compile_seconds()
         found = score_rows(self.model, sent.rows)
-        if sent.batch.shape not in self.cost.shapes:
-            self.cost.shapes.add(sent.batch.shape)
-            self.cost.compile_seconds += time.perf_counter() - begin
+        self.cost.shapes.add(sent.batch.shape)
+        self.cost.compile_seconds += compile_seconds() - compiled
         self.cost.count(sent.batch, sent.job.sequences)
         return found
 

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dgr_jax.errors import UserError
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.sharding import Placement, batch_sharding, data_parallelism
+from dgr_jax.run.compilation import compile_seconds
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.stopping import at_borders
 from dgr_jax.scoring.scorer import target_scores
@@ -166,11 +167,13 @@ def train(
         progress = open_files.enter_context(Progress(label, plan.steps - first, "steps"))
         stopping = open_files.enter_context(at_borders("step"))
         for step in range(first, plan.steps):
-            begin = time.perf_counter()
+            begin, compiled = time.perf_counter(), compile_seconds()
             rows = jax.device_put(plan[step], sharding)
             model, moments, measured = step_with(model, moments, rows, jnp.float32(rates[step]))
             scalars = {name: float(value) for name, value in measured.items()}
-            scalars |= {"learning_rate": rates[step], "seconds": time.perf_counter() - begin}
+            compiling = compile_seconds() - compiled
+            seconds = time.perf_counter() - begin - compiling
+            scalars |= {"learning_rate": rates[step], "seconds": seconds, "compile_seconds": compiling}
             history.append({"step": step, **scalars})
             if not math.isfinite(scalars["loss"]):
                 raise DivergedError(f"{label}: loss is {scalars['loss']} at step {step}; lower the learning rate")
