@@ -37,15 +37,20 @@ fuzz: .venv/installed  ## Damaged inputs of every kind; FUZZ=1000 for a tenth of
 	FUZZ=$(or $(FUZZ),10080) $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 check-hardware: .venv/hardware/installed  ## What users run, and the kernels, compile and fit TPUs and H100s, on any machine.
-	.venv/hardware/bin/python -m pytest -m hardware tests/hardware
+	.venv/hardware/bin/python -m pytest -m '$(or $(HARDWARE),hardware)' tests/hardware
 
 compiled-memory: .venv/hardware/installed  ## The kernels' temporary memory on those devices, by their compilers.
 	JAX_PLATFORMS=cpu .venv/hardware/bin/python benchmarks/compiled_memory.py
 
-benchmarks: .venv/parity  ## Attention, token scores and scoring beside their rivals; small on a CPU, a quarter of an hour.
+benchmarks: .venv/parity  ## Everything beside its rivals; small on a CPU, an hour.
 	$(RUN) benchmarks/attention.py
 	$(RUN) benchmarks/token_scores.py
 	$(RUN) benchmarks/scoring.py
+	$(RUN) benchmarks/generation.py
+	$(RUN) benchmarks/training.py
+	$(RUN) benchmarks/training.py --model=103m --cases=STAR-1 --count=4
+	$(RUN) benchmarks/seats.py
+	$(RUN) benchmarks/activations.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Attention: our implementations beside what else there is, on causal, packed and prefix-shared rows.
+"""Attention: our implementations beside what else there is, on causal, packed and prefix-shared rows, and on a cache.
 
 python benchmarks/attention.py            (small on a CPU, full size on an accelerator; a few minutes)
 """
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import rivals
 from absl import app, flags
-from dgr_kernels.attention import Visibility, attention, count_tiles, prepare
+from dgr_kernels.attention import Visibility, attention, cached_attention, count_tiles, prepare
 
-flags.DEFINE_list("cases", ["causal", "packed", "group"], "Which of causal, packed, group.")
+flags.DEFINE_list("cases", ["causal", "packed", "group", "cached"], "Which of causal, packed, group, cached.")
 flags.DEFINE_integer("length", None, "Tokens of a causal or packed row; 8192 by default, 1024 on a CPU.", lower_bound=1)
 FLAGS = flags.FLAGS
 
@@ -95,10 +95,35 @@ def contenders(case: Case, dtype: jnp.dtype) -> Iterator[harness.Contender]:
         yield from rivals.torch_contenders("torch SDPA", work, rivals.torch_attention, inputs, by)
 
 
+def decoding_step(small: bool, dtype: jnp.dtype) -> Iterator[harness.Contender]:
+    """One query a row over a cache that is half written: what is there for it, and attention that is made for many."""
+    B, S, N, K, H = (16, 4096, 14, 2, 64) if small else (64, 8192, 32, 8, 128)
+    written = S // 2
+    name = f"a query over {written} of {S} slots, {B} rows, {N}/{K} heads of {H}"
+    work = harness.Work(name, 4.0 * B * N * H * written, 2.0 * jnp.dtype(dtype).itemsize * B * K * H * written)
+    inputs = draw([(B, 1, N, H), (B, S, K, H), (B, S, K, H)], dtype, np.random.default_rng(2))
+    # A query that comes last: what is not written lies before, where it is not seen.
+    start = jnp.full((B, 1), S - written, jnp.int32)
+    seen = Visibility(jnp.zeros_like(start), jnp.zeros_like(start), start)
+    for other in ("reference", "chunked"):
+        ours = functools.partial(attention, visibility=seen, implementation=other)
+        yield from harness.contenders(other, work, ours, inputs, ())
+
+    def cached(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        layer, count = jnp.zeros((), jnp.int32), jnp.full(B, written, jnp.int32)
+        return cached_attention(q[:, 0], k, v, layer, count, heads_first=True)[:, None]
+
+    # The same keys where a cache has them: first, and heads before slots.
+    rolled = [(q, *(jnp.roll(x, -(S - written), 1).swapaxes(1, 2)[None] for x in (k, v))) for q, k, v in inputs]
+    yield from harness.contenders("cached", work, cached, rolled, ())
+
+
 def main(_: list[str]) -> None:
     small = jax.default_backend() == "cpu"
     dtype = jnp.float32 if small else jnp.bfloat16
     everyone = harness.roofs(small)
+    if "cached" in FLAGS.cases:
+        everyone += decoding_step(small, dtype)
     for case in cases(small):
         everyone += contenders(case, dtype)
     harness.finish("attention", everyone)

@@ -13,31 +13,19 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import json
-import os
-import pathlib
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import record
+import workers
 from absl import app, flags
 
 from dgr_jax.models.config import ModelConfig
 
-HERE = pathlib.Path(__file__).parent
-MODELS = {
-    "tiny": ModelConfig("qwen3", 2048, 64, 128, 2, 4, 2, 16, qk_norm=True, tie_embeddings=True),  # for CI
-    "103m": ModelConfig("qwen3", 151_936, 512, 1536, 8, 8, 4, 64, qk_norm=True, tie_embeddings=True),
-    "qwen3-0.6b": ModelConfig("qwen3", 151_936, 1024, 3072, 28, 16, 8, 128, qk_norm=True, tie_embeddings=True),
-    "qwen3-8b": ModelConfig("qwen3", 151_936, 4096, 12_288, 36, 32, 8, 128, qk_norm=True),
-}
 CASES = ("STAR-1", "8 responses")
 _COLUMNS = (
     "case", "contender", "tokens/s", "of lm_eval", "GFLOP/s", "of matmul roof", "peak MiB", "padding", "programs",
@@ -45,16 +33,11 @@ _COLUMNS = (
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 """Nats per token between contenders."""
 
-flags.DEFINE_enum("model", "103m", list(MODELS), "Shape of the model; its weights are drawn.")
-flags.DEFINE_integer("rounds", 3, "Timed passes of each contender.", lower_bound=1)
+workers.define_model("103m")
 flags.DEFINE_integer("traces", 32, "Requests of the first case.", lower_bound=1)
 flags.DEFINE_integer("prompts", 3, "Prompts of the second, with eight responses each.", lower_bound=1)
 flags.DEFINE_list("batch_sizes", ["1", "4"], "Of lm_eval's backend; the best one counts.")
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default float32 on CPU, bfloat16 elsewhere.")
 flags.DEFINE_integer("tokens_per_batch", None, "Of ours; by default what the scorer takes.", lower_bound=256)
-flags.DEFINE_string("output", None, "JSON file; benchmarks/results/scoring_MODEL_DEVICE.json by default.")
-flags.DEFINE_string("worker", None, "For this script's own use.")
-flags.DEFINE_string("folder", None, "For this script's own use.")
 FLAGS = flags.FLAGS
 
 
@@ -68,12 +51,10 @@ class Request:
 
 def requests_of(case: str, V: int) -> list[Request]:
     """The same in every process."""
+    if case == "STAR-1":
+        return [Request(prompt, response) for prompt, response in workers.star1(FLAGS.traces, V)]
     rng = np.random.default_rng(0)
     draw = lambda n: rng.integers(0, V, n).tolist()  # noqa: E731
-    if case == "STAR-1":
-        known = json.loads((HERE / "star1_lengths.json").read_text())
-        pairs = list(zip(known["prompts"], known["lengths"], strict=True))[: FLAGS.traces]
-        return [Request(draw(prompt), draw(length - prompt)) for prompt, length in pairs]
     made = []
     for _ in range(FLAGS.prompts):
         prompt = draw(int(rng.integers(450, 550)))
@@ -132,7 +113,7 @@ def lm_eval_hf(batch_size: int, config: ModelConfig, folder: str) -> tuple[Answe
     """What lm_eval's own backend does after tokenising, on the ids themselves."""
     huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
     model = huggingface.HFLM(
-        pretrained=folder, batch_size=batch_size, dtype=FLAGS.dtype or "float32", device=_torch_device()
+        pretrained=folder, batch_size=batch_size, dtype=FLAGS.dtype or "float32", device=workers.torch_device()
     )
 
     def answer(requests: list[Request]) -> list[float]:
@@ -145,10 +126,7 @@ def lm_eval_hf(batch_size: int, config: ModelConfig, folder: str) -> tuple[Answe
 def plain_loop(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[str, Any]]]:
     """transformers, one request at a time, logits of the response alone."""
     torch: Any = importlib.import_module("torch")
-    transformers: Any = importlib.import_module("transformers")
-    device = _torch_device()
-    dtype = getattr(torch, FLAGS.dtype or "float32")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model, device = workers.torch_model(folder).eval(), workers.torch_device()
 
     @torch.inference_mode()
     def answer(requests: list[Request]) -> list[float]:
@@ -162,11 +140,6 @@ def plain_loop(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], d
         return found
 
     return answer, dict
-
-
-def _torch_device() -> str:
-    torch: Any = importlib.import_module("torch")
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def roof(config: ModelConfig, folder: str) -> tuple[Answer, Callable[[], dict[str, Any]]]:
@@ -211,7 +184,7 @@ def contenders() -> dict[str, Callable[[ModelConfig, str], tuple[Answer, Callabl
         "dgr_jax": functools.partial(ours, True),
         "dgr_jax, nothing shared": functools.partial(ours, False),
     }
-    if importlib.util.find_spec("torch"):
+    if workers.has_torch():
         if importlib.util.find_spec("lm_eval"):
             for size in FLAGS.batch_sizes:
                 found[f"lm_eval hf, batch {size}"] = functools.partial(lm_eval_hf, int(size))
@@ -219,79 +192,33 @@ def contenders() -> dict[str, Callable[[ModelConfig, str], tuple[Answer, Callabl
     return found | {"roof": roof}
 
 
-def work() -> None:
-    """A contender's process: for each case that is named on standard input, one line of JSON."""
-    config = MODELS[FLAGS.model]
-    answer, details = contenders()[FLAGS.worker](config, FLAGS.folder)
-    said = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print
-    for line in sys.stdin:
-        requests = requests_of(line.strip(), config.vocab_size)
-        begin = time.perf_counter()
-        log_probs = answer(requests)
-        seconds = time.perf_counter() - begin
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        said.write(json.dumps({"seconds": seconds, "log_probs": log_probs, "peak": peak, **details()}) + "\n")
-        said.flush()
-
-
-class Worker:
-    """A contender's process, as its parent sees it."""
-
-    def __init__(self, name: str, folder: str):
-        passed = [f"--{flag}={FLAGS[flag].value}" for flag in ("model", "traces", "prompts")]
-        passed += [f"--{flag}={FLAGS[flag].value}" for flag in ("tokens_per_batch", "dtype") if FLAGS[flag].value]
-        passed.append(f"--batch_sizes={','.join(FLAGS.batch_sizes)}")
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, f"--worker={name}", f"--folder={folder}", *passed],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-
-    def ask(self, case: str) -> dict[str, Any] | None:
-        """One pass; None where the process has died, of memory or of anything else."""
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(case + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def set_up(config: ModelConfig, folder: str) -> workers.Answer:
+    """The contender that this process is."""
+    answer, details = contenders()[FLAGS.worker](config, folder)
+    return lambda case: {"log_probs": answer(requests_of(case, config.vocab_size)), **details()}
 
 
 def measure(folder: str) -> list[dict[str, Any]]:
     """A row for each case and contender."""
-    config = MODELS[FLAGS.model]
+    config = workers.MODELS[FLAGS.model]
     rows = []
-    for case in CASES:  # processes are per case: a peak of memory is of one case
+    for case in CASES:
         requests = requests_of(case, config.vocab_size)
         tokens = sum(len(r.prompt) + len(r.response) for r in requests)
-        workers = {name: Worker(name, folder) for name in contenders()}
-        first = {name: worker.ask(case) for name, worker in workers.items()}  # compiles, warms caches
-        timed: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
-        for _ in range(FLAGS.rounds):
-            for name, worker in workers.items():
-                found = worker.ask(case) if first[name] else None
-                if found:
-                    timed[name].append(found)
-        for worker in workers.values():
-            worker.close()
+        passed = ("traces", "prompts", "tokens_per_batch", "batch_sizes")
+        first, timed = workers.take_turns(list(contenders()), case, folder, passed)
         reached = statistics.median_low([r["body_flops"] for r in timed["roof"]])
         unembed = statistics.median_low([r["unembed_flops"] for r in timed["roof"]])
         expected = first["dgr_jax"]
         assert expected is not None
-        for name in workers:
+        for name in timed:
             if name == "roof":
                 continue
             row: dict[str, Any] = {"case": case, "contender": name, "tokens": tokens}
             if not timed[name]:
                 rows.append(row | {"failure": "the process died; most likely out of memory"})
                 continue
-            seconds = statistics.median(r["seconds"] for r in timed[name])
+            seconds = workers.median(timed[name])
             useful = flops(config, requests, shared=name == "dgr_jax")
             head = sum(2.0 * len(r.response) * config.hidden_size * config.vocab_size for r in requests)
             least = head / unembed + (useful - head) / reached
@@ -329,17 +256,14 @@ def cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def main(_: list[str]) -> None:
+    config = workers.MODELS[FLAGS.model]
     if FLAGS.worker:
-        return work()
-    from dgr_jax.models.decoder import init_model
-    from dgr_jax.models.weights import default_dtype, save_pretrained
+        return workers.serve(set_up(config, FLAGS.folder))
+    from dgr_jax.models.weights import default_dtype
 
     dtype = FLAGS.dtype or default_dtype()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch) / "model"
-        tokenizer = HERE.parent / "dgr_jax" / "assets" / "tiny_lrm"
-        save_pretrained(init_model(MODELS[FLAGS.model], 0, dtype), folder, companions_from=tokenizer)
-        rows = measure(str(folder))
+    with workers.drawn_model(dtype) as folder:
+        rows = measure(folder)
     packages = ("jax", "jaxlib", "torch", "transformers", "lm-eval")
     found = record.measured_here(f"Scoring, {FLAGS.model}, {dtype}", rows, packages)
     record.publish(found, record.table(_COLUMNS, cells(rows)), f"scoring_{FLAGS.model}", FLAGS.output)

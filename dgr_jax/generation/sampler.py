@@ -21,7 +21,7 @@ import numpy as np
 from dgr_jax.errors import UserError, memory_advice
 from dgr_jax.generation.decode import DecodeState, programs
 from dgr_jax.generation.engine import Again, Completion, Decoding, Request, stream_digest
-from dgr_jax.generation.seats import Seats, bucket, free_memory
+from dgr_jax.generation.seats import Seats, SeatsUsed, bucket, free_memory
 from dgr_jax.models.cache import heads_first
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
@@ -83,6 +83,9 @@ class Sampler:
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
       batch_size: rows decoded at a time; None for as many as the devices' memory holds. No text depends on it.
       show_progress: a progress bar on standard error.
+
+    Attributes:
+      used: how well the seats were used so far.
     """
 
     name = "builtin"
@@ -103,6 +106,7 @@ class Sampler:
         self._eos_token_ids = tuple(chat.eos_token_ids if chat else eos_token_ids)
         self.model, self._chat, self.fingerprint = model, chat, fingerprint
         self._batch_size, self._mesh, self._show_progress = batch_size, mesh, show_progress
+        self.used = SeatsUsed()
         self.settings = {"dtype": model.dtype.name}
 
     @classmethod
@@ -189,13 +193,13 @@ class Sampler:
                 return
             state = self._empty(B, S)
             run = programs(Placement.of(state) if self._mesh is not None else None)
-            apart = self.model.apart()
+            apart, length = self.model.apart(), np.zeros(B, np.int32)
             seated: list[Prompt | None] = [None] * B
             while queue or any(seated):
                 free = [place for place in range(B) if seated[place] is None]
                 newcomers = [(place, queue.next()) for place in free[: len(queue)]]
                 for place, row in newcomers:
-                    seated[place] = row
+                    seated[place], length[place] = row, len(row.token_ids)
                 # Those of about one length together: what is prefilled is as wide as the longest.
                 newcomers.sort(key=lambda newcomer: len(newcomer[1].token_ids))
                 for group in itertools.batched(newcomers, P):
@@ -211,8 +215,10 @@ class Sampler:
                     top_p=decoding.top_p,
                     top_k=decoding.top_k,
                 )
-                tokens, length, log_prob = (np.asarray(x) for x in (state.tokens, state.length, state.log_prob))
-                active = np.array(state.active)
+                before, length, active = length, np.array(state.length), np.array(state.active)
+                tokens, log_prob = np.asarray(state.tokens), np.asarray(state.log_prob)
+                taken = [row is not None for row in seated]
+                self.used.add(np.where(taken, length - before, 0))
                 for place, row in enumerate(seated):
                     if row is None:
                         continue
@@ -220,7 +226,7 @@ class Sampler:
                     active[place] &= not (stop and stop(ids))
                     if not active[place]:
                         seated[place] = None
-                        progress.advance(of=queue.asked)
+                        progress.advance(of=queue.asked, note=f"{self.used.share:.0%} of seats used")
                         yield Generated(row, ids, ids[-1] in self._eos_token_ids, float(log_prob[place]))
                 if stop:
                     state = dataclasses.replace(state, active=jax.device_put(active, state.active.sharding))

@@ -1,5 +1,6 @@
 """How many rows are decoded at a time: as many as the devices' memory holds, unless somebody says."""
 
+import dataclasses
 import os
 from typing import NamedTuple, Self
 
@@ -76,6 +77,29 @@ class Seats(NamedTuple):
         rows -= rows % _GRAIN if rows > _GRAIN else 0
         needed = -(-most // _GRAIN) * _GRAIN
         return cls.of(min(rows * data_parallelism(mesh), needed), slots, mesh)
+
+
+@dataclasses.dataclass
+class SeatsUsed:
+    """How well seats were used.
+
+    Attributes:
+      tokens: that were generated.
+      steps: of decoding, times the seats that there were.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+
+    def add(self, new: np.ndarray) -> None:
+        """Of a while of decoding: the tokens that each seat got. The row that was active last took every step."""
+        self.tokens += int(new.sum())
+        self.steps += int(new.max(initial=0)) * len(new)
+
+    @property
+    def share(self) -> float:
+        """Share of the seats' steps that brought a token."""
+        return self.tokens / self.steps if self.steps else 1.0
 
 
 def bucket(length: int, most: int) -> int:

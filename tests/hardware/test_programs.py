@@ -21,6 +21,7 @@ QWEN3_06B = ModelConfig(
     "qwen3", 151_936, 1024, 3072, 28, 16, 8, 128, tie_embeddings=True, qk_norm=True, max_positions=40_960
 )
 QWEN3_8B = ModelConfig("qwen3", 151_936, 4096, 12_288, 36, 32, 8, 128, qk_norm=True, max_positions=40_960)
+R1_QWEN_32B = ModelConfig("qwen2", 152_064, 5120, 27_648, 64, 40, 8, 128, qkv_bias=True, max_positions=131_072)
 DEFAULT = Recipe(remat="full", compute_dtype="bfloat16")
 """That of configs/sft.py with --dtype=bfloat16, which is an accelerator's default."""
 
@@ -36,7 +37,15 @@ def copied(plan: Plan, name: str) -> int:
     return max((one.size for one in instructions(program.text) if one.opcode in ("copy", "transpose")), default=0)
 
 
-@pytest.mark.parametrize(("config", "device", "most"), [(QWEN3_06B, "v5e:1", 10.0), (QWEN3_8B, "h100:8", 24.0)])
+@pytest.mark.parametrize(
+    ("config", "device", "most"),
+    [
+        (QWEN3_06B, "v5e:1", 10.0),
+        (QWEN3_8B, "h100:8", 24.0),
+        pytest.param(QWEN3_8B, "v5p:4x4x4", 8.1, marks=pytest.mark.pods),
+        pytest.param(R1_QWEN_32B, "v5p:4x4x4", 18.4, marks=pytest.mark.pods),
+    ],
+)
 def test_a_training_step_fits(config, device, most):
     """A row of 8,192 tokens a device. The bound, in GiB, is a twentieth above what was found."""
     here = setting(config, device)
@@ -74,7 +83,7 @@ def refining(device: str) -> Plan:
 def test_refining_fits_with_the_batch_that_is_chosen(device):
     plan = refining(device)
     assert plan.fits, plan.text()
-    assert plan.rows >= 16
+    assert plan.rows >= 16 and [step.program.name for step in plan.steps] == ["admit", "decode", "score"]
     # What a cache is copied into would be a layer of it at least.
     of_layer = plan.rows * 4608 * 8 * 128 * 2
     assert copied(plan, "decode") < of_layer / 4
