@@ -218,8 +218,7 @@ def linear(x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike | None =
 
     Args:
       x: [rows, *in].
-      weight: [*out, *in]. It is multiplied as it lies: of what is made of it first, a scan over layers would keep a
-        copy of each for the gradient.
+      weight: [*out, *in].
       dtype: of the result; x's by default.
       over: how many axes `in` has.
 
@@ -227,9 +226,13 @@ def linear(x: jax.Array, weight: jax.Array, dtype: jax.typing.DTypeLike | None =
       [rows, *out].
     """
 
+    # Of a weight that is made flat first, a scan over layers would keep a copy of each for the gradient.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        both = tuple(range(a.ndim - over, a.ndim)), tuple(range(b.ndim - over, b.ndim))
-        return jax.lax.dot_general(a, b, (both, ((), ())), preferred_element_type=dtype)
+        # Two dimensions each: of more, XLA turned whole stacks of weights for a TPU.
+        flat_a, flat_b = (x.reshape(math.prod(x.shape[: x.ndim - over]), -1) for x in (a, b))
+        out = jnp.matmul(flat_a, flat_b.T, preferred_element_type=dtype)
+        return out.reshape(*a.shape[: a.ndim - over], *b.shape[: b.ndim - over])
 
     def turned(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.moveaxis(jax.lax.optimization_barrier(product(weight, x)), -1, 0)
