@@ -193,7 +193,7 @@ class Sampler:
                 return
             state = self._empty(B, S)
             run = programs(Placement.of(state) if self._mesh is not None else None)
-            apart, length = self.model.apart(), np.zeros(B, np.int32)
+            apart, length = self.model.apart(), np.array(state.length)
             seated: list[Prompt | None] = [None] * B
             while queue or any(seated):
                 free = [place for place in range(B) if seated[place] is None]
@@ -217,8 +217,7 @@ class Sampler:
                 )
                 before, length, active = length, np.array(state.length), np.array(state.active)
                 tokens, log_prob = np.asarray(state.tokens), np.asarray(state.log_prob)
-                taken = [row is not None for row in seated]
-                self.used.add(np.where(taken, length - before, 0))
+                self.used.add(length - before)
                 for place, row in enumerate(seated):
                     if row is None:
                         continue

@@ -36,8 +36,10 @@ def use_cache(asked: str) -> None:
       asked: a folder, local or gs://; "auto" for JAX's own setting or else, on accelerators, `usual_cache`; "off".
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: no folder is named, or it cannot be made.
     """
+    if not asked:
+        raise UserError(f"`compilation_cache` is empty; give a folder, {AUTO} or {OFF}")
     if asked == OFF:
         return jax.config.update("jax_compilation_cache_dir", None)
     if asked == AUTO:

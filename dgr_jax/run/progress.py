@@ -40,9 +40,9 @@ class Progress(tqdm.tqdm):
         """Counts finished units; `note` is shown at the end of the line (a loss, say). `of` is how many are expected
         by now."""
         self.total = self.total if of is None else of
-        if note or self._compiling >= 1:
-            compiled = [f"compiled {self._compiling:.0f} s"] if self._compiling >= 1 else []
-            self.set_postfix_str(", ".join([note] * bool(note) + compiled), refresh=False)
+        notes = [note, f"compiled {self._compiling:.0f} s" if self._compiling >= 1 else ""]
+        if any(notes):
+            self.set_postfix_str(", ".join(filter(None, notes)), refresh=False)
         self.update(units)
 
     @property

@@ -57,6 +57,8 @@ def test_a_folder_that_cannot_be_made_is_named(folder_setting, tmp_path: pathlib
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"`compilation_cache`: .*file/cache cannot be made \(Not a directory\); give"):
         use_cache(str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="`compilation_cache` is empty; give a folder, auto or off"):
+        use_cache("")
 
 
 def test_a_bar_says_what_was_compiled_and_rates_the_rest(monkeypatch: pytest.MonkeyPatch):
