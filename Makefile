@@ -14,7 +14,7 @@ RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 # What the parity tests run on, beside the newest release, which constraints.txt has.
 OLDEST_TRANSFORMERS := 5.21.0
 
-.PHONY: demo test test-parity test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
+.PHONY: demo test test-parity test-servers test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -29,6 +29,9 @@ test: .venv/installed  ## The test suite.
 test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest and the oldest transformers, on PyTorch.
 	$(BIN)/python -m pytest -m parity tests/parity
 	$(QUICK) TRANSFORMERS=$(OLDEST_TRANSFORMERS) .venv/oldest/bin/python -m pytest -m parity tests/parity
+
+test-servers: .venv/servers/installed  ## evaluate and refine through a real server, transformers serve, on the embedded model.
+	.venv/servers/bin/python -m pytest -m servers tests/servers
 
 test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m interruptions tests/interruptions
@@ -89,6 +92,11 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 
 .venv/oldest/installed: .venv/parity .venv/oldest/pyvenv.cfg
 	.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check transformers==$(OLDEST_TRANSFORMERS)
+	@touch $@
+
+.venv/servers/installed: .venv/parity .venv/servers/pyvenv.cfg
+	.venv/servers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		'transformers[serving]'
 	@touch $@
 
 # In .venv itself JAX would look for a TPU and a GPU whenever it starts.

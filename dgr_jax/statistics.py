@@ -1,10 +1,12 @@
-"""95 % intervals, each with the name of its method."""
+"""95 % intervals, each with the name of its method, and paired differences."""
 
 import dataclasses
+import fractions
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import special
 
 _Z = 1.959963984540054
 _RESAMPLES = 2000
@@ -34,7 +36,7 @@ def wilson(successes: int, n: int) -> Interval:
     return _wilson(successes / n, n, "wilson", n)
 
 
-def _wilson(p: float, n: int, method: str, items: int) -> Interval:
+def _wilson(p: float, n: float, method: str, items: int) -> Interval:
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     # Rounding must not leave the proportion itself outside.
@@ -42,24 +44,112 @@ def _wilson(p: float, n: int, method: str, items: int) -> Interval:
 
 
 def proportion(per_item: Sequence[Sequence[bool]]) -> Interval:
-    """Rate over items with several samples each.
+    """Rate over items with several samples each, of which an item may lack some; one that has none is left out.
 
-    With one sample per item this is Wilson's interval. With more, samples of an item are not independent: Wilson's
-    interval is taken at the effective number of samples that the variance between items leaves (never fewer than one
-    per item).
+    Samples of an item are not independent: Wilson's interval is taken at the effective number of samples that the
+    variance between items leaves, from one per item to all of them. Of few items that variance is often found too
+    small, above all where most items are all right or all wrong, so that an upper bound of it is taken (85 %, of as
+    many degrees of freedom as there are items on the rarer side). Next to 0 and 1 Wilson's interval covers too little,
+    and Poisson's bound is taken where it is wider, after Brown, Cai and DasGupta (2001). Coverage by simulation, of
+    items alike to items all or nothing, at rates from .003 to .98: at least .92, .97 on average.
 
     Args:
-      per_item: outcomes of each item's samples, the same number for every item.
+      per_item: outcomes of each item's samples.
+
+    Raises:
+      ValueError: no sample at all.
     """
-    outcomes = np.asarray(per_item, np.float64)
-    items, samples = outcomes.shape
-    if samples == 1:
-        return wilson(int(outcomes.sum()), items)
-    p = float(outcomes.mean())
-    between = outcomes.mean(1).var(ddof=1) / items if items > 1 else 0.0
-    effective = p * (1 - p) / between if between > 0 else float(items)
-    effective = min(max(effective, items), items * samples)
-    return _wilson(p, max(1, round(effective)), "wilson, effective n by item clusters", items)
+    outcomes = [samples for samples in per_item if len(samples)]
+    if not outcomes:
+        raise ValueError("proportion takes at least one sample")
+    right, samples = (np.array([number(o) for o in outcomes], np.float64) for number in (sum, len))
+    items, p = len(outcomes), float(right.sum() / samples.sum())
+    if samples.max() == 1:
+        return _near_edges(p, items, "wilson, widened next to 0 and 1", items)
+    rarer = min(int(np.count_nonzero(right)), int(np.count_nonzero(right < samples)), items - 1)
+    between = 0.0
+    if rarer:
+        spread = items / (items - 1) * float(((right - p * samples) ** 2).sum()) / samples.sum() ** 2
+        between = spread * rarer / (2 * float(special.gammaincinv(rarer / 2, 0.15)))
+    effective = min(max(p * (1 - p) / between, items), samples.sum()) if between > 0 else items
+    return _near_edges(p, effective, "wilson, effective n by item clusters, widened next to 0 and 1", items)
+
+
+def _near_edges(p: float, n: float, method: str, items: int) -> Interval:
+    """Wilson's interval, with Poisson's bound on the side of 0 or 1 where few of n are on the rarer side."""
+    found, few = _wilson(p, n, method, items), 3 if n > 50 else 2
+    low, high = found.low, found.high
+    if 0 < p * n <= few:
+        low = min(low, float(special.gammaincinv(p * n, 0.05)) / n)
+    if 0 < (1 - p) * n <= few:
+        high = max(high, 1 - float(special.gammaincinv((1 - p) * n, 0.05)) / n)
+    return dataclasses.replace(found, low=low, high=high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Interval):
+    """A paired difference with its 95 % interval.
+
+    Attributes:
+      p: of no difference, two-sided: how often as great a sum comes about when every unit's sign is thrown anew.
+      up, down: items whose rate is higher, and lower, on the second side.
+    """
+
+    p: float
+    up: int
+    down: int
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence[object] | None = None) -> Difference:
+    """Mean of b less mean of a over the same items.
+
+    The interval is Agresti and Min's (2005): two imagined pairs, half of one for each way that a pair may fall, so that
+    it holds where few items differ; Student's t at the number of units. p is exact, of sign flips unit by unit; for
+    single samples it is McNemar's exact test.
+
+    Args:
+      a, b: each item's rate on either side, in [0, 1].
+      clusters: each item's cluster; clusters are the independent units then, and not the items.
+
+    Raises:
+      ValueError: no items, or lists of different lengths.
+    """
+    if len(a) != len(b) or not len(a) or (clusters is not None and len(clusters) != len(a)):
+        raise ValueError(f"paired_difference takes equal, non-empty lists, not {len(a)} and {len(b)}")
+    each = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    units = each
+    if clusters is not None:
+        _, of = np.unique([repr(cluster) for cluster in clusters], return_inverse=True)
+        units = np.bincount(of, each) * (of.max() + 1) / len(each)  # sums, so scaled that their mean is the items'
+    value, n = float(each.mean()), len(units) + 2
+    centre = float(units.sum()) / n
+    error = math.sqrt(max(0.0, (float((units**2).sum()) + 1) / n - centre**2) / n)
+    half = float(special.stdtrit(max(1, len(units) - 1), 0.975)) * error
+    low, high = max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+    method = f"paired by {'item' if clusters is None else 'cluster'}, Agresti-Min with t"
+    up, down = int((each > 0).sum()), int((each < 0).sum())
+    return Difference(value, low, high, method, len(units), _sign_flips(units), up, down)
+
+
+_FINEST = 1000
+"""Steps of a unit's difference that sign flips tell apart."""
+
+
+def _sign_flips(units: np.ndarray) -> float:
+    """Share of all 2^n sign patterns under which the absolute sum is at least as great as it is: exact, by convolution
+    of distributions on a grid, which holds every mean of up to `_FINEST` samples where the units have one."""
+    exact = [fractions.Fraction(unit).limit_denominator(_FINEST).denominator for unit in np.unique(units).tolist()]
+    grid = min(math.lcm(*exact), _FINEST)
+    steps = np.abs(np.round(units * grid).astype(np.int64))
+    steps, total = steps[steps > 0], abs(int(np.round(units * grid).sum()))
+    chances = np.ones(1)  # of sums -size, -size + 2, ..., size
+    for step in steps:
+        wider = np.zeros(len(chances) + step)
+        wider[: len(chances)] += chances / 2
+        wider[step:] += chances / 2
+        chances = wider
+    sums = np.abs(2 * np.arange(len(chances)) - int(steps.sum()))
+    return float(min(1.0, chances[sums >= total].sum()))
 
 
 def rate(value: float, n: int) -> Interval:
@@ -72,7 +162,7 @@ def rate(value: float, n: int) -> Interval:
     """
     if n <= 0 or not 0 <= value <= 1:
         raise ValueError(f"rate takes a value in [0, 1] and n > 0, not {value} of {n}")
-    return _wilson(value, n, "wilson, n items", n)
+    return _near_edges(value, n, "wilson, n items, widened next to 0 and 1", n)
 
 
 def bootstrap_ratio(

@@ -41,7 +41,7 @@ def call(script: str, *more: object, cwd: pathlib.Path = REPO, **given: Any) -> 
     )
 
 
-def call_here(script: str, /, **given: Any) -> str:
+def call_here(script: str, /, *more: object, **given: Any) -> str:
     """What a command returns, run in this process; its errors are raised, and speak of settings."""
     command, values = importlib.import_module(f"dgr_jax.commands.{script}"), flags.FlagValues()
     line, before = [f"scripts/{script}.py", *arguments(given)], sys.argv
@@ -49,7 +49,7 @@ def call_here(script: str, /, **given: Any) -> str:
         sys.argv = line  # ml_collections looks for overrides there
         command.define(values)
         values(line)
-        return command.main(values)
+        return command.main(values, *([list(map(str, more))] if hasattr(command, "ARGUMENTS") else []))
     finally:
         sys.argv = before
 

@@ -10,8 +10,8 @@ import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
-    "commands", "planning", "study", "reports", "tiny_world", "dgr", "training", "evaluation", "scoring", "generation",
-    "tokens", "data", "models", "run", "statistics", "errors", "dgr_jax",
+    "commands", "planning", "study", "reports", "tiny_world", "dgr", "training", "evaluation", "judges", "scoring",
+    "generation", "tokens", "data", "models", "run", "statistics", "errors", "dgr_jax",
 )  # fmt: skip
 """From the top. The last is the package itself, of which rooms may take where its files are."""
 

@@ -1,7 +1,8 @@
 """How a command runs: its help, its flags, its output, and how an error reaches the shell.
 
 A command is a module of this folder. Its docstring is the help, `define(given)` defines its flags, and `main(given)`,
-called with the parsed ones, returns what is printed at the end.
+called with the parsed ones, returns what is printed at the end. One with `ARGUMENTS`, which says what they are, also
+gets what the command line has beside flags.
 """
 
 import importlib
@@ -56,7 +57,8 @@ def run(name: str) -> None:
 
 def _guarded(command: ModuleType, argv: list[str]) -> None:
     try:
-        if len(argv) > 1:
+        takes_arguments = hasattr(command, "ARGUMENTS")
+        if len(argv) > 1 and not takes_arguments:
             raise UserError(f"argument {argv[1]!r} is not a flag; flags are written --name=value, see --help")
         if _given("hosts") is not None:  # before anything asks for a device
             from dgr_jax.run import hosts
@@ -69,7 +71,7 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
             from dgr_jax.run.compilation import use_cache
 
             use_cache(_given("compilation_cache"))
-        print(command.main(flags.FLAGS))
+        print(command.main(flags.FLAGS, *([argv[1:]] if takes_arguments else [])))
         sys.stdout.flush()
     except UserError as error:
         fail(in_flags(str(error), flags.FLAGS))

@@ -1,6 +1,8 @@
 """Evaluates a model: reasoning accuracy, harmful rate, over-refusal, each with a 95 % interval.
 
 python scripts/evaluate.py --model=DIR --suite=gsm8k:gsm8k_test.jsonl --suite=xstest:prompts.csv --output=runs/eval
+
+The answers can be judged again, in seconds, by scripts/regrade.py, and two models compared by scripts/compare.py.
 """
 
 import dataclasses
@@ -14,30 +16,45 @@ def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model output seed dtype mesh implementation compilation_cache judge",
+        "model output seed dtype mesh implementation compilation_cache judges",
         flags.GENERATION,
         required="model output suite",
-        suite=flags.several("NAME:PATH, or a .jsonl file; repeatable."),
-        limit=flags.whole(0, "Take the first so many items of each suite; 0 takes all.", 0),
+        suite=flags.several(
+            "READER:PATH, or a .jsonl file; NAME= before it names the suite; repeatable. docs/evaluation.md has the "
+            "readers."
+        ),
+        limit=flags.whole(0, "Draw so many items of each suite, evenly over its groups; 0 takes all.", 0),
+        limit_seed=flags.whole(0, "Seed of that draw; --seed does not change it."),
         samples_per_item=flags.whole(1, "Answers per prompt.", 1),
         answers_per_shard=flags.whole(2048, "Answers between two saves.", 1),
         instruction=flags.text(
-            "Please reason step by step, and put your final answer within \\boxed{}.", "Put after problems."
+            None, "Put after problems, in place of what docs/evaluation.md says for their kind; empty for nothing."
         ),
     )
 
 
 def main(given: FlagValues) -> str:
     """Evaluates into OUTPUT/results.json and OUTPUT/samples.jsonl."""
-    from dgr_jax.evaluation.judges import load_judge
-    from dgr_jax.evaluation.run import evaluate, summary_table
+    from dgr_jax.evaluation.items import INSTRUCTIONS
+    from dgr_jax.evaluation.metrics import summary_table
+    from dgr_jax.evaluation.run import ask, grade_all
     from dgr_jax.evaluation.suites import load_suites
+    from dgr_jax.generation.engine import prefills
     from dgr_jax.run.files import fingerprint_records, read_json
     from dgr_jax.run.stage import Stage
 
     # Files first: they are quick to fail, a model takes its time to load.
-    suites, judge = load_suites(given.suite, given.limit), load_judge(given.judge)
-    engine, chat, _ = flags.engine(given)
+    suites, judges = load_suites(given.suite, given.limit, given.limit_seed), flags.judges(given)
+    instructions = {
+        kind: text if given.instruction is None else given.instruction for kind, text in INSTRUCTIONS.items()
+    }
+    prefill = attack = None
+    if given.prefill is not None:
+        attack = [given.prefill, given.prefill_at, given.prefill_tokens]
+        prefill = prefills(*attack)
+        for item in (item for suite in suites for item in suite.items):
+            prefill(item.meta, f"item {item.id!r}")  # what one of them lacks is said now
+    engine, chat = flags.engine(given)[:2]  # the weights themselves are nobody's but the engine's
     decoding = flags.decoding(given)
     with Stage.open(
         given.output,
@@ -46,8 +63,9 @@ def main(given: FlagValues) -> str:
             "decoding": dataclasses.asdict(decoding),
             "samples_per_item": given.samples_per_item,
             "answers_per_shard": given.answers_per_shard,
-            "instruction": given.instruction,
-            "judge": judge.fingerprint,
+            "instructions": instructions,
+            "prefill": attack,
+            "judges": {judge.name: judge.fingerprint for judge in judges},
             "chat": chat.fingerprint,
             "engine": {"name": engine.name, **engine.settings},
         },
@@ -56,12 +74,15 @@ def main(given: FlagValues) -> str:
         seed=given.seed,
     ) as stage:
         if not stage.finished:
-            text: str = given.instruction
-            evaluate(
-                engine, chat, suites, decoding=decoding, samples_per_item=given.samples_per_item, seed=given.seed,
-                judge=judge, output_dir=stage.folder, instructions={"reasoning": text, "math": text} if text else None,
+            asked = {"decoding": decoding, "samples_per_item": given.samples_per_item, "seed": given.seed}
+            samples = ask(
+                engine, chat, suites, **asked, output_dir=stage.folder, instructions=instructions, prefill=prefill,
                 answers_per_shard=given.answers_per_shard,
             )  # fmt: skip
+            del engine  # a judge may be a model, too, and there may be no room for both
+            about = asked | {"decoding": dataclasses.asdict(decoding), "prefill": attack}
+            about["limit"] = [given.limit, given.limit_seed] if given.limit else None
+            grade_all(samples, judges, about=about, output_dir=stage.folder, instructions=instructions)
             stage.finish(**{suite.name: len(suite.items) for suite in suites})
         with stage.reading():
             table = summary_table(read_json(stage.folder / "results.json"))

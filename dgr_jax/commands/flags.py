@@ -14,6 +14,7 @@ from dgr_jax.scoring.settings import OnLong, ScoreSettings
 
 if TYPE_CHECKING:  # heavy imports: --help must not pay for them
     from dgr_jax.generation.engine import Decoding, Engine
+    from dgr_jax.judges.judge import Judge
     from dgr_jax.models.decoder import Decoder
     from dgr_jax.scoring.source import ScoringModel
     from dgr_jax.tokens.chat import ChatFormat
@@ -95,7 +96,11 @@ COMMON: dict[str, Define] = {
         "Evaluation suite (NAME:PATH or a .jsonl file) whose prompts must not be trained on: such traces are left out "
         "and counted; repeatable."
     ),
-    "judge": text(None, "Phrases file of the refusal judge."),
+    "judge": text(None, "Phrases file of the judge of refusals; by default English's phrases."),
+    "judges": several(
+        'Judge of requests: "phrases" (the default), a phrases file FILE.json, or a guard model as KIND:DIR, such as '
+        "qwen3guard:DIR (docs/evaluation.md has the kinds); repeatable, the first one grades."
+    ),
 }
 
 _USUAL = ScoreSettings()
@@ -124,6 +129,16 @@ GENERATION: dict[str, Define] = {
     "top_p": number(0.95, "Keep the likeliest tokens up to this probability.", 0, 1),
     "top_k": whole(0, "Keep so many tokens; 0 keeps all.", 0),
     "max_new_tokens": whole(4096, "Longest output, in tokens.", 1),
+    "prefill": text(
+        None,
+        "What each response is made to begin with, without think tags: a text, or field:NAME, a field of each "
+        "item (target of JailbreakBench's CSV; prefill or target of own files) or of each trace's meta. An empty text "
+        "at the thinking forces its open tag alone.",
+    ),
+    "prefill_at": choice(
+        "thinking", ["thinking", "answer"], "Where --prefill stands; before an answer the thinking is empty."
+    ),
+    "prefill_tokens": whole(0, "Take so many tokens of --prefill; 0 takes all.", 0),
     "engine": choice("builtin", ["builtin", "openai"], "Built-in sampler, or an OpenAI-compatible server."),
     "base_url": text("http://localhost:8000/v1", "Server of --engine=openai."),
     "served_model": text(None, "Model name at the server; --model by default."),
@@ -143,7 +158,7 @@ def define(given: flags.FlagValues, common: str, *groups: dict[str, Define], req
       required: names that must be given, with spaces between.
       own: flags of this command alone.
     """
-    table = {name: COMMON[name] for name in common.split()}
+    table = {("judge" if name == "judges" else name): COMMON[name] for name in common.split()}
     for group in (*groups, own):
         table |= group
     for name, flag in table.items():
@@ -222,6 +237,18 @@ def decoding(given: flags.FlagValues) -> "Decoding":
     return Decoding(given.temperature, given.top_p, given.top_k, given.max_new_tokens)
 
 
+def judges(given: flags.FlagValues) -> "list[Judge]":
+    """The judges that --judge names; guards among them run as --mesh, --dtype and --batch_size say."""
+    from dgr_jax.judges.load import load_judges
+
+    if not any(":" in spec for spec in given.judge or ()):
+        return load_judges(given.judge)
+    from dgr_jax.models.sharding import mesh_or_none
+
+    how = {"dtype": given.dtype, "implementation": given.implementation, "batch_size": batch_size(given.batch_size)}
+    return load_judges(given.judge, mesh=mesh_or_none(given.mesh), **how)
+
+
 def batch_size(asked: str) -> int | None:
     """What --batch_size asks for; None for as many rows as memory holds."""
     if asked == "auto":
@@ -237,8 +264,8 @@ def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None
         from dgr_jax.generation.openai import OpenAIEngine
         from dgr_jax.tokens.chat import ChatFormat
 
-        server = OpenAIEngine(given.base_url, given.served_model or given.model)
-        return server, ChatFormat.from_pretrained(given.model), None
+        chat = ChatFormat.from_pretrained(given.model)
+        return OpenAIEngine(given.base_url, given.served_model or given.model, chat=chat), chat, None
     from dgr_jax.generation.sampler import Sampler
     from dgr_jax.models.sharding import mesh_or_none
 

@@ -30,7 +30,8 @@ def main(given: FlagValues) -> str:
     from dgr_jax.dgr.filter import RewriteFilter, read_scaffold
     from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
     from dgr_jax.dgr.request import read_template
-    from dgr_jax.evaluation.judges import load_judge
+    from dgr_jax.generation.engine import Prefill
+    from dgr_jax.judges.phrases import load_judge
     from dgr_jax.models.sharding import mesh_or_none
     from dgr_jax.scoring.scorer import Scorer
 
@@ -42,6 +43,7 @@ def main(given: FlagValues) -> str:
         on_reject=given.on_reject,
         seed=given.seed,
         traces_per_shard=given.traces_per_shard,
+        prefill=None if given.prefill is None else Prefill(given.prefill, given.prefill_at, given.prefill_tokens),
     )
     rewrite_filter = RewriteFilter(read_scaffold(given.scaffold), load_judge(given.judge))
     # Files first: they are quick to fail, a model takes its time to load.

@@ -116,13 +116,19 @@ def read_rows(path: epath.PathLike, suffix: str | None = None) -> Iterator[Place
 
     Args:
       path: the file.
-      suffix: ".jsonl", ".json" (one list), ".parquet" or ".csv"; by default that of the path.
+      suffix: ".jsonl", ".json" (one list), ".parquet", ".csv" or ".tsv"; by default that of the path.
 
     Raises:
       UserError: a file that cannot be read.
     """
     file = epath.Path(path)
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".csv": _csv_rows}
+    readers = {
+        ".jsonl": _jsonl_rows,
+        ".json": _json_rows,
+        ".parquet": _parquet_rows,
+        ".csv": _csv_rows,
+        ".tsv": _tsv_rows,
+    }
     if (suffix := suffix or file.suffix) not in readers:
         raise UserError(f"{file}: found suffix {suffix!r}, allowed {', '.join(readers)}; rename or convert the file")
     return readers[suffix](file)
@@ -163,12 +169,16 @@ def _json_rows(file: epath.Path) -> Iterator[PlacedRow]:
         yield where, _as_row(row, where)
 
 
-def _csv_rows(file: epath.Path) -> Iterator[PlacedRow]:
+def _csv_rows(file: epath.Path, dialect: str = "excel") -> Iterator[PlacedRow]:
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(file), newline="")), start=1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(file), newline=""), dialect=dialect), 1):
             yield f"{file}: row {number}", row
     except csv.Error as error:
         raise UserError(f"{file}: not CSV ({error})") from error
+
+
+def _tsv_rows(file: epath.Path) -> Iterator[PlacedRow]:
+    yield from _csv_rows(file, "excel-tab")
 
 
 def _parquet_rows(file: epath.Path) -> Iterator[PlacedRow]:

@@ -14,7 +14,7 @@ from dgr_jax import ASSETS
 from dgr_jax.data.response import Response
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.judges import Judge
+from dgr_jax.judges.phrases import PhraseJudge
 from dgr_jax.run.files import read_json
 
 ACCEPTED = "accepted"
@@ -68,13 +68,13 @@ class RewriteFilter:
 
     Args:
       scaffold: phrases that must not occur, matched as whole words whatever the case.
-      judge: tells refusals from other answers, for rows not labelled benign.
+      judge: tells refusals from other answers, for rows not labelled benign; what it does not judge is no refusal.
 
     Attributes:
       fingerprint: sha256 of the rules.
     """
 
-    def __init__(self, scaffold: Sequence[str], judge: Judge):
+    def __init__(self, scaffold: Sequence[str], judge: PhraseJudge):
         self._scaffold = re.compile("|".join(rf"\b{re.escape(p)}\b" for p in scaffold) or r"(?!)", re.IGNORECASE)
         self._judge = judge
         self.fingerprint = hashlib.sha256(

@@ -18,7 +18,7 @@ from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter
 from dgr_jax.dgr.request import render_request
 from dgr_jax.errors import UserError
-from dgr_jax.generation.engine import Completion, Decoding, Engine, Request
+from dgr_jax.generation.engine import Completion, Decoding, Engine, Prefill, Request, prefills
 from dgr_jax.run.files import fingerprint_records, read_json_lines, write_json, write_json_lines
 from dgr_jax.run.shards import Shards
 from dgr_jax.run.stage import Stage
@@ -40,6 +40,8 @@ class RefineSettings:
       on_reject: "fallback" keeps the original trace (the paper's Eq. 3), "drop" leaves it out.
       seed: of the rewrites.
       traces_per_shard: traces between two saves; a kill loses at most so many.
+      prefill: what rewrites are made to begin with; its text may be "field:NAME", a field of each trace's meta. None
+        for nothing.
       warn_below: share of accepted rewrites below which the result is called what it is, nearly the source.
     """
 
@@ -50,6 +52,7 @@ class RefineSettings:
     on_reject: Literal["fallback", "drop"] = "fallback"
     seed: int = 0
     traces_per_shard: int = 256
+    prefill: Prefill | None = None
     warn_below: float = 0.2
 
     def __post_init__(self):
@@ -122,7 +125,7 @@ def refine(
         folder,
         "refine",
         config={
-            **{name: v for name, v in dataclasses.asdict(settings).items() if name != "warn_below"},
+            **{name: v for name, v in dataclasses.asdict(settings).items() if name != "warn_below" and v is not None},
             "engine": {"name": engine.name, **engine.settings},
             "chat": chat.fingerprint,
             "filter": rewrite_filter.fingerprint,
@@ -205,7 +208,12 @@ class _Rewriting:
         return [_record(trace, candidates[trace.id], scores, self.settings, self.engine.name) for trace in traces]
 
     def _request(self, trace: Trace, attempt: int) -> Request:
-        return Request(trace.id, render_request(self.settings.template, trace), attempt, trace.system)
+        request = render_request(self.settings.template, trace)
+        return Request(trace.id, request, attempt, trace.system, self._prefill(trace))
+
+    def _prefill(self, trace: Trace) -> Prefill | None:
+        given = self.settings.prefill
+        return given and prefills(given.text, given.at, given.tokens)(trace.meta, f"trace {trace.id!r}")
 
     def _judged(self, trace: Trace, completion: Completion) -> _Candidate:
         response = self.chat.parse(completion.text)

@@ -4,6 +4,8 @@ import dataclasses
 import fractions
 import importlib.util
 import re
+import string
+from collections.abc import Sequence
 from typing import Literal
 
 from dgr_jax.errors import UserError
@@ -37,10 +39,17 @@ _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-    """A grade and the reason for it."""
+    """A grade and the reason for it.
+
+    Attributes:
+      value: the grade.
+      reason: what decided.
+      parsed: the answer that was read, in a form in which equal answers are usually equal; None where there is none.
+    """
 
     value: Literal["correct", "wrong"]
     reason: str
+    parsed: str | None = None
 
 
 def boxed(text: str) -> str | None:
@@ -133,7 +142,7 @@ def grade_number(answer: str, reference: str) -> Grade:
         return grade_math(f"\\boxed{{{inside.rpartition('=')[2]}}}", str(expected))
     if given is None:
         return Grade("wrong", "no number in the answer")
-    return Grade("correct" if given == expected else "wrong", f"final number {given}, expected {expected}")
+    return Grade("correct" if given == expected else "wrong", f"final number {given}, expected {expected}", str(given))
 
 
 def grade_math(answer: str, reference: str) -> Grade:
@@ -154,4 +163,43 @@ def grade_math(answer: str, reference: str) -> Grade:
     if not given:
         return Grade("wrong", "no expression in the answer")
     same = math_verify.verify(expected, given, raise_on_error=False)
-    return Grade("correct" if same else "wrong", f"{given[-1]}, expected {reference}")
+    return Grade("correct" if same else "wrong", f"{given[-1]}, expected {reference}", str(given[0]))
+
+
+_LETTER = r"\(?([A-Z])\)?(?![\w'’])"
+_BOLD_LETTER = re.compile(rf"(?:\*\*|\\textbf\{{)\s*{_LETTER}(?:\s*[.):][^*}}\n]*)?\s*(?:\*\*|\}})")
+_SAID_LETTER = re.compile(
+    r"\b(?:answer|choice|option)\b\**\s*(?:is|was|:|=)\s*:?\s*(?:\*\*|option|choice|\\?\(|\$|\\(?:text|textbf|mathrm)\{|\s)*"
+    rf"{_LETTER}(?=\s*(?:[.,;:!?)*$}}\]\\]|\n|$|[-–—(]|(?:because|since|as|and|so|for|which|with|that)\b))",
+    re.IGNORECASE,
+)
+_BOXED_LETTER = re.compile(rf"(?:(?:option|choice|answer)\s*:?\s*)?{_LETTER}(?:$|\s*[.):,])", re.IGNORECASE)
+
+
+def final_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
+    """The letter that an answer to a choice ends with: in its box, else after "the answer is", else in bold type, else
+    the whole answer. A box may hold the words of one of the choices instead. None where there is no such letter."""
+    inside = boxed(answer)
+    if inside is not None:
+        plain = _WORDS.sub(r"\1", inside).strip().strip("$.").strip()
+        same = [number for number, choice in enumerate(choices) if choice.strip().strip("$.") == plain]
+        if len(same) == 1:
+            return string.ascii_uppercase[same[0]]
+        found = _BOXED_LETTER.match(plain)
+        return found[1].upper() if found else None
+    # Case counts for the letter alone: "the answer is a matter of taste" names none.
+    said = [found[1] for found in _SAID_LETTER.finditer(answer) if found[1].isupper()]
+    if said:
+        return said[-1]
+    if bold := _BOLD_LETTER.findall(answer):
+        return bold[-1]
+    found = re.fullmatch(rf"{_LETTER}(?:\s*[.):].*)?", answer.strip())
+    return found[1] if found else None
+
+
+def grade_choice(answer: str, reference: str, choices: Sequence[str] = ()) -> Grade:
+    """Compares letters; see `final_letter`."""
+    given = final_letter(answer, choices)
+    if given is None:
+        return Grade("wrong", "no letter in the answer")
+    return Grade("correct" if given == reference else "wrong", f"letter {given}, expected {reference}", given)

@@ -1,65 +1,45 @@
-"""Suites: named sets of prompts with what is needed to grade their answers."""
+"""Suites: loaded by name and path, and cut to a sample."""
 
 import dataclasses
+import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, get_args
+import re
+from collections.abc import Iterable
+from typing import Any
 
 from etils import epath
 
-from dgr_jax.data.files import Row, read_rows
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.graders import final_number
-
-Kind = Literal["reasoning", "math", "harmful", "benign"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One prompt.
-
-    Attributes:
-      id: unique within its suite.
-      prompt: the user turn.
-      reference: the right answer of a problem; empty elsewhere.
-      kind: "reasoning" (graded by final number), "math" (by expression), "harmful" or "benign" (judged).
-      meta: "group" splits a suite's rates.
-    """
-
-    id: str
-    prompt: str
-    reference: str
-    kind: Kind
-    meta: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """Items of one kind under one name."""
-
-    name: str
-    kind: Kind
-    items: list[Item]
+from dgr_jax.evaluation.items import Item, Kind, Suite
+from dgr_jax.evaluation.readers import READERS, read_own
 
 
 def load_suite(spec: str) -> list[Suite]:
     """Loads suites.
 
     Args:
-      spec: "NAME:PATH" with a name of `FORMATS`, or the path of a .jsonl file whose rows have `id`, `prompt`, `kind`
-        and, for problems, `reference`.
+      spec: "READER:PATH" with a name of `READERS`, or the path of a .jsonl file whose rows have `id`, `prompt`, `kind`
+        and, for problems, `reference`; "NAME=" before it is what the suite is called, by default the reader's name or
+        the file's.
 
     Raises:
       UserError: an unknown name, or a bad row; the message names file, row and field.
     """
-    name, _, path = spec.partition(":")
-    if name in FORMATS and path:
-        items = list(FORMATS[name](path))
-    elif spec.endswith(".jsonl"):
-        name, path = epath.Path(spec).stem, spec
-        items = list(_generic(spec))
+    found = re.fullmatch(r"(?:([\w.+-]+)=)?(.*)", spec, re.DOTALL)
+    name, place = (found[1] or "", found[2]) if found else ("", spec)
+    reader, _, path = place.partition(":")
+    if reader in READERS and path:
+        name = name or reader
+        items = list(READERS[reader].items(path))
+    elif place.endswith(".jsonl"):
+        name, path = name or epath.Path(place).stem, place
+        items = list(read_own(place))
     else:
-        raise UserError(f"suite {spec!r}: give NAME:PATH with NAME one of {', '.join(FORMATS)}, or a .jsonl file")
+        raise UserError(
+            f"suite {spec!r}: give READER:PATH with READER one of {', '.join(READERS)}, or a .jsonl file; NAME= before "
+            "it names the suite"
+        )
     if not items:
         raise UserError(f"{path}: the suite is empty")
     ids = [item.id for item in items]
@@ -76,77 +56,42 @@ def load_suite(spec: str) -> list[Suite]:
     return [Suite(f"{name}_{kind}", kind, group) for kind, group in suites.items()]
 
 
-def load_suites(specs: Iterable[str], limit: int = 0) -> list[Suite]:
-    """The suites of several specs, each cut to its first `limit` items unless that is 0; see `load_suite`."""
-    suites = itertools.chain.from_iterable(map(load_suite, specs))
-    return [dataclasses.replace(suite, items=suite.items[: limit or None]) for suite in suites]
+def load_suites(specs: Iterable[str], limit: int = 0, seed: int = 0) -> list[Suite]:
+    """The suites of several specs; see `load_suite`.
+
+    Args:
+      specs: the specs.
+      limit: items that each suite is cut to, drawn over its groups; 0 takes all.
+      seed: of that draw.
+
+    Raises:
+      UserError: as `load_suite`; or two suites of one name.
+    """
+    suites = list(itertools.chain.from_iterable(map(load_suite, specs)))
+    check_names(suites)
+    return [draw(suite, limit, seed) if limit else suite for suite in suites]
 
 
-def _rows(path: str, suffix: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with its place; the first that cannot be read ends it."""
-    for where, row in read_rows(path, suffix):
-        if isinstance(row, UserError):
-            raise row
-        yield where, row
+def check_names(suites: Iterable[Suite]) -> None:
+    """Raises a UserError where two suites have the same name."""
+    names = [suite.name for suite in suites]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two suites are called {repeated[0]!r}; name one of them yourself: `suite`=NAME=READER:PATH")
 
 
-def _field(row: Row, name: str, where: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: field {name!r} is missing or not a text")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where}: field {name!r} has half of a surrogate pair, which is no text")
-    return value
+def draw(suite: Suite, limit: int, seed: int) -> Suite:
+    """A suite with `limit` of its items, in their order: drawn at random, as evenly over groups as they allow.
 
+    An item's luck depends on seed, suite and id alone.
+    """
 
-def _gsm8k(path: str) -> Iterator[Item]:
-    for number, (where, row) in enumerate(_rows(path, ".jsonl")):
-        answer = _field(row, "answer", where)
-        if "####" not in answer:
-            raise UserError(f"{where}: field 'answer' does not end in '#### N'")
-        yield Item(str(number), _field(row, "question", where), answer.rsplit("####", 1)[1].strip(), "reasoning", {})
+    def luck(item: Item) -> bytes:
+        return hashlib.sha256(f"{seed}\0{suite.name}\0{item.id}".encode()).digest()
 
-
-def _math500(path: str) -> Iterator[Item]:
-    for number, (where, row) in enumerate(_rows(path, ".jsonl")):
-        meta = {"group": f"level {row['level']}"} if "level" in row else {}
-        id = str(row.get("unique_id", number))
-        yield Item(id, _field(row, "problem", where), _field(row, "answer", where), "math", meta)
-
-
-def _xstest(path: str) -> Iterator[Item]:
-    for where, row in _rows(path, ".csv"):
-        label = _field(row, "label", where)
-        if label not in ("safe", "unsafe"):
-            raise UserError(f"{where}: field 'label' is {label!r}; it must be safe or unsafe")
-        kind: Kind = "benign" if label == "safe" else "harmful"
-        yield Item(_field(row, "id", where), _field(row, "prompt", where), "", kind, {"group": row.get("type", "")})
-
-
-def _prompts(suffix: str, field: str, group: str) -> Callable[[str], Iterator[Item]]:
-    def load(path: str) -> Iterator[Item]:
-        for number, (where, row) in enumerate(_rows(path, suffix)):
-            yield Item(str(number), _field(row, field, where), "", "harmful", {"group": row.get(group) or "none"})
-
-    return load
-
-
-def _generic(path: str) -> Iterator[Item]:
-    for where, row in _rows(path, ".jsonl"):
-        kind: Any = row.get("kind")
-        if kind not in get_args(Kind):
-            raise UserError(f"{where}: field 'kind' is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
-        reference = _field(row, "reference", where) if kind in ("reasoning", "math") else ""
-        meta = {"group": _field(row, "group", where)} if "group" in row else {}
-        yield Item(_field(row, "id", where), _field(row, "prompt", where), reference, kind, meta)
-
-
-FORMATS: dict[str, Callable[[str], Iterator[Item]]] = {
-    "gsm8k": _gsm8k,
-    "math500": _math500,
-    "xstest": _xstest,
-    "strongreject": _prompts(".csv", "forbidden_prompt", "category"),
-    "jailbreakbench": _prompts(".json", "instruction", "category"),
-    "simplesafetytests": _prompts(".csv", "prompts_final", "harm_area"),
-}
-"""Name -> reader of a published file format."""
+    turns: dict[Any, itertools.count[int]] = {}
+    order = []
+    for item in sorted(suite.items, key=luck):
+        turn = turns.setdefault(item.meta.get("group"), itertools.count())
+        order.append((next(turn), luck(item), item.id))
+    chosen = {id for *_, id in sorted(order)[:limit]}
+    return dataclasses.replace(suite, items=[item for item in suite.items if item.id in chosen])

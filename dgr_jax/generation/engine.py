@@ -2,10 +2,51 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from dgr_jax.errors import UserError, in_range, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """What a response is made to begin with.
+
+    Attributes:
+      text: the words, without think tags; may be empty.
+      at: "thinking" begins the thinking with them (which also forces its open tag), "answer" the answer, after a
+        thinking that is empty.
+      tokens: take so many tokens of the text; 0 takes all.
+    """
+
+    text: str
+    at: Literal["thinking", "answer"] = "thinking"
+    tokens: int = 0
+
+
+type Prefills = Callable[[Mapping[str, Any], str], Prefill]
+"""From the fields of an item or trace, and its name for messages: what its response begins with."""
+
+
+def prefills(text: str, at: Literal["thinking", "answer"], tokens: int = 0) -> Prefills:
+    """One text for all, or with "field:NAME" the text in a field of each.
+
+    Raises:
+      UserError: when it is called, where there is no such text.
+    """
+    field = text.removeprefix(_FIELD) if text.startswith(_FIELD) else None
+
+    def of(fields: Mapping[str, Any], where: str) -> Prefill:
+        found = text if field is None else fields.get(field)
+        if not isinstance(found, str):
+            known = ", ".join(sorted(fields)) or "none"
+            raise UserError(f"{where}: has no text in field {field!r} for `prefill`; its fields are {known}")
+        return Prefill(found, at, tokens)
+
+    return of
+
+
+_FIELD = "field:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +58,14 @@ class Request:
       prompt: the user turn.
       attempt: 0 for the first try.
       system: optional system turn.
+      prefill: what the response begins with; it is part of the completion's text, and not of its tokens.
     """
 
     id: str
     prompt: str
     attempt: int = 0
     system: str | None = None
+    prefill: Prefill | None = None
 
 
 def stream_digest(seed: int, id: str, attempt: int) -> bytes:
@@ -66,10 +109,11 @@ class Completion:
 
     Attributes:
       id, attempt: of its request.
-      text: with think tags, without the end token.
+      text: with think tags, without the end token; begins with the request's prefill.
       token_ids: generated tokens, the end token included; empty where a server does not tell.
       truncated: stopped by max_new_tokens, or by the model's last position.
       log_prob: sum over `token_ids` of their log-probability under the model at temperature 1, in nats, or None.
+      tokens: how many were generated, where a server tells their number alone.
     """
 
     id: str
@@ -78,6 +122,7 @@ class Completion:
     token_ids: tuple[int, ...]
     truncated: bool
     log_prob: float | None
+    tokens: int | None = None
 
 
 type Again = Callable[[Completion], Request | None]

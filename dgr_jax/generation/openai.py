@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -24,6 +24,7 @@ from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.generation.engine import Again, Completion, Decoding, Request, stream_digest
 from dgr_jax.run.background import as_they_come
 from dgr_jax.run.progress import Progress
+from dgr_jax.tokens.chat import ChatFormat
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -61,6 +62,7 @@ class OpenAIEngine:
     Args:
       base_url: such as http://localhost:8000/v1.
       model: the name under which the server knows the model.
+      chat: the model's chat format: servers differ in what they leave of its control tokens, see `_own`.
       in_flight: requests that are open at a time.
       retries: further tries after a passing failure, with waits of `backoff`, 2 x `backoff`, 4 x ... seconds.
       timeout: seconds that one request may take.
@@ -76,6 +78,7 @@ class OpenAIEngine:
         base_url: str,
         model: str | None,
         *,
+        chat: ChatFormat | None = None,
         in_flight: int = 64,
         retries: int = 5,
         backoff: float = 1.0,
@@ -92,6 +95,7 @@ class OpenAIEngine:
             raise UserError(f"`base_url` must not hold credentials; put the key into {API_KEY_VARIABLE}")
         if not model:
             raise UserError("an OpenAI-compatible server needs `served_model`, the name of the model there")
+        self._chat = chat
         self._url, self._model = base_url.rstrip("/") + "/chat/completions", model
         self._in_flight, self._retries, self._backoff, self._timeout = in_flight, retries, backoff, timeout
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -123,6 +127,11 @@ class OpenAIEngine:
                 yield completion
 
     def _complete(self, request: Request, decoding: Decoding, seed: int) -> Completion:
+        if request.prefill:
+            raise UserError(
+                f"request {request.id!r}: a server's template decides how a response begins; for a `prefill`, use the "
+                "built-in engine"
+            )
         messages = [{"role": "user", "content": request.prompt}]
         if request.system is not None:
             messages.insert(0, {"role": "system", "content": request.system})
@@ -146,13 +155,31 @@ class OpenAIEngine:
             raise UserError(f"request {request.id!r}: {error}") from None
         try:
             choice = answer["choices"][0]
-            text = _text(choice["message"]).encode(errors="replace").decode()  # JSON may hold half a character
-            return Completion(request.id, request.attempt, text, (), choice["finish_reason"] == "length", None)
+            truncated = choice["finish_reason"] == "length"
+            text = _text(choice["message"], lambda content: self._own(content, request, truncated))
+            text = text.encode(errors="replace").decode()  # JSON may hold half a character
+            return Completion(request.id, request.attempt, text, (), truncated, None, _generated(answer))
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UserError(
                 f"request {request.id!r}: the answer of {self._url} is no chat completion ({reason_of(error)}); check "
                 "`base_url`"
             ) from error
+
+    def _own(self, content: str, request: Request, truncated: bool) -> str:
+        """Of a message's content, what the model said.
+
+        Some servers leave the token that ended it. And transformers' (5.2x), where the thinking was cut off, has the
+        prompt in place of the answer that is not there.
+        """
+        if self._chat is None:
+            return content
+        while endings := [ending for ending in self._chat.endings if content.rstrip().endswith(ending)]:
+            content = content.rstrip().removesuffix(endings[0])
+        if truncated and request.prompt.strip() in content:
+            prompt = self._chat.prompt_text(request.prompt, request.system).strip()
+            if prompt.startswith(content.strip()):
+                return ""
+        return content
 
     def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -201,12 +228,24 @@ def _beginning(error: urllib.error.HTTPError) -> str:
         return ""
 
 
-def _text(message: dict[str, Any]) -> str:
+def _generated(answer: dict[str, Any]) -> int | None:
+    """How many tokens the server says that it generated."""
+    usage = answer.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if type(count) is int and count >= 0 else None
+
+
+def _text(message: dict[str, Any], own: Callable[[str], str]) -> str:
     """The whole response. Servers with a reasoning parser split the thinking off; here it is put back.
 
     Such a server says so by a field, which is empty where the model thought nothing.
+
+    Args:
+      message: of the answer.
+      own: from its content what the model said.
     """
     content, thought = _parts(message.get("content"))
+    content = own(content)
     split = message.get("reasoning_content")
     split = message.get("reasoning") if split is None else split
     if split is None and not thought:

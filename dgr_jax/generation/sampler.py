@@ -142,16 +142,25 @@ class Sampler:
           UserError: a prompt that the chat format cannot render; the message names the request.
         """
 
+        begins: dict[tuple[str, int], str] = {}
+
         def rendered(request: Request) -> Prompt:
             try:
-                return Prompt(request.id, self.chat.prompt_ids(request.prompt, request.system), request.attempt)
+                ids = self.chat.prompt_ids(request.prompt, request.system)
+                if given := request.prefill:
+                    more, begins[request.id, request.attempt] = self.chat.prefill_ids(
+                        given.text, given.at, given.tokens
+                    )
+                    ids = [*ids, *more]
             except UserError as error:
                 raise UserError(f"request {request.id!r}: {error}") from error
+            return Prompt(request.id, ids, request.attempt)
 
         prompts = _Queue(map(rendered, requests), self.model.config)
         for found in self._in_one_stream(prompts, decoding, seed):
             text = self.chat.decode(found.token_ids[:-1] if found.ended else found.token_ids)
             row = found.prompt
+            text = begins.get((row.id, row.attempt), "") + text
             done = Completion(row.id, row.attempt, text, tuple(found.token_ids), not found.ended, found.log_prob)
             if again and (more := again(done)):
                 prompts.add(rendered(more))

@@ -1,4 +1,4 @@
-"""One decoder for Qwen2, Qwen3 and Llama 3, with its weights in and out of Hugging Face folders."""
+"""One decoder for Qwen2, Qwen3, Llama and Mistral, with its weights in and out of Hugging Face folders."""
 
 from dgr_jax import offer
 

@@ -1,4 +1,4 @@
-"""Architecture of a decoder: Qwen2, Qwen3 or Llama 3, read from and written to Hugging Face's config.json."""
+"""Architecture of a decoder: Qwen2, Qwen3, Llama or Mistral, read from and written to Hugging Face's config.json."""
 
 import dataclasses
 import math
@@ -7,7 +7,10 @@ from typing import Any, Self
 
 from dgr_jax.errors import UserError, shown
 
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}  # fmt: skip
 """Supported `model_type` -> class name that transformers and vLLM look for."""
 
 _PLAIN = {
@@ -65,7 +68,7 @@ _COUNTS = (
 )  # fmt: skip
 _LARGEST = 2**31 - 1
 
-_MAX_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2048}
+_MAX_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2048, "mistral": 131_072}
 """Positions of a file that names none, as in transformers."""
 _QWEN3_HEAD_DIM = 128
 """Head dim of a Qwen3 file that names none; other families divide the hidden size by the heads, as in transformers."""
@@ -86,7 +89,7 @@ class ModelConfig:
     """What a decoder computes.
 
     Attributes:
-      family: "qwen2", "qwen3" or "llama".
+      family: "qwen2", "qwen3", "llama" or "mistral".
       hidden_size, intermediate_size, head_dim: D, F and H.
       num_heads, num_kv_heads: N and K.
       norm_eps: of every RMS norm.
@@ -94,6 +97,7 @@ class ModelConfig:
       qkv_bias, qk_norm: biases on q, k, v; an RMS norm on each head of q and k.
       max_positions: longest sequence the model was made for.
       eos_token_ids: ids that end a generation, as far as config.json says.
+      labels: scores of a classifier, which has them in place of an unembedding; 0 for a language model.
     """
 
     family: str
@@ -112,14 +116,16 @@ class ModelConfig:
     qk_norm: bool = False
     max_positions: int = 32_768
     eos_token_ids: tuple[int, ...] = ()
+    labels: int = 0
 
     @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> Self:
+    def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json", *, classifier: bool = False) -> Self:
         """Reads a config.json, old (`rope_theta`, `rope_scaling`) or new (`rope_parameters`).
 
         Args:
           raw: the parsed file.
           where: its name, for messages.
+          classifier: whether it is to be a classifier of sequences, and not a language model.
 
         Raises:
           UserError: an architecture, key or value that this decoder does not implement: a model that is silently
@@ -132,7 +138,7 @@ class ModelConfig:
         missing = [key for key in _PLAIN.values() if raw.get(key) is None]
         if missing:
             raise UserError(f"{where}: {missing[0]} is missing; every {family} config.json has it")
-        _check_known(raw, family, where)
+        _check_known(raw, family, where, classifier)
         _check_values(raw, where)
         heads = raw["num_attention_heads"]
         kv_heads = raw.get("num_key_value_heads") or heads
@@ -155,6 +161,7 @@ class ModelConfig:
             qk_norm=family == "qwen3",
             max_positions=raw.get("max_position_embeddings") or _MAX_POSITIONS[family],
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            labels=_labels(raw, where) if classifier else 0,
         )
 
     def to_hf(self, dtype: str) -> dict[str, Any]:
@@ -169,7 +176,7 @@ class ModelConfig:
             scaling = {"rope_type": "llama3", **values}
         eos = list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0]
         config = {
-            "architectures": [ARCHITECTURES[self.family]],
+            "architectures": [_class_name(self.family, self.labels)],
             "model_type": self.family,
             **{key: getattr(self, field) for field, key in _PLAIN.items()},
             "num_key_value_heads": self.num_kv_heads,
@@ -183,13 +190,28 @@ class ModelConfig:
             "torch_dtype": dtype,
             "use_cache": True,
         }
-        return config if self.family == "qwen2" else config | {"attention_bias": False}
+        if self.labels:
+            config["id2label"] = {str(number): f"LABEL_{number}" for number in range(self.labels)}
+        return config | _ALWAYS.get(self.family, {})
 
 
-def _check_known(raw: Mapping[str, Any], family: str, where: str) -> None:
+_ALWAYS: dict[str, dict[str, Any]] = {
+    "qwen3": {"attention_bias": False}, "llama": {"attention_bias": False}, "mistral": {"sliding_window": None},
+}  # fmt: skip
+"""Family -> keys that a file should have so that nobody reads something else into it."""
+
+
+def _class_name(family: str, labels: int) -> str:
+    """The class of transformers that a model is of."""
+    name = ARCHITECTURES[family]
+    return name.replace("ForCausalLM", "ForSequenceClassification") if labels else name
+
+
+def _check_known(raw: Mapping[str, Any], family: str, where: str, classifier: bool) -> None:
     read = {
         *_PLAIN.values(), "model_type", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling",
         "rope_parameters", "tie_word_embeddings", "max_position_embeddings", "attention_bias", "layer_types",
+        "num_labels",
     }  # fmt: skip
     for key, value in raw.items():
         if key in _FIXED:
@@ -197,16 +219,28 @@ def _check_known(raw: Mapping[str, Any], family: str, where: str) -> None:
                 raise UserError(f"{where}: {key} is {value!r}; only {_FIXED[key][0]!r} is implemented")
         elif key not in read and key not in _IGNORED and not key.startswith(_IGNORED_PREFIXES):
             raise UserError(f"{where}: unknown key {key!r}; remove it if it does not change what the model computes")
+    needed, what = _class_name(family, int(classifier)), "a classifier" if classifier else "a language model"
     named = raw.get("architectures") or [ARCHITECTURES[family]]
-    if not isinstance(named, list) or ARCHITECTURES[family] not in named:
+    if not isinstance(named, list) or needed not in named:
+        raise UserError(f"{where}: architectures is {named!r}; only {needed}, {what}, is implemented here")
+    if family == "mistral" and raw.get("sliding_window", 4096) is not None:  # 4,096 where transformers reads nothing
         raise UserError(
-            f"{where}: architectures is {named!r}; only {ARCHITECTURES[family]}, a language model, is implemented"
+            f"{where}: sliding_window is {shown(raw.get('sliding_window', 4096))}; of mistral only null is implemented"
         )
     if raw.get("attention_bias") and family != "qwen2":
         raise UserError(f"{where}: attention_bias is true; for {family} only false is implemented")
     layers = raw.get("layer_types") or ["full_attention"]
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise UserError(f"{where}: layer_types is {shown(layers)}; only full_attention is implemented")
+
+
+def _labels(raw: Mapping[str, Any], where: str) -> int:
+    """How many scores a classifier gives; two where nothing is said, as in transformers."""
+    names = raw.get("id2label")
+    count = raw.get("num_labels") or (len(names) if isinstance(names, Mapping) and names else 2)
+    if type(count) is not int or not 0 < count <= _LARGEST:
+        raise UserError(f"{where}: num_labels is {shown(count)}; it must be a whole number of 1 or more")
+    return count
 
 
 def _check_values(raw: Mapping[str, Any], where: str) -> None:

@@ -1,4 +1,4 @@
-"""One decoder for Qwen2, Qwen3 and Llama 3, as a Flax NNX module with its layers stacked.
+"""One decoder for Qwen2, Qwen3, Llama and Mistral, as a Flax NNX module with its layers stacked.
 
 Axis letters: B batch, T queries, S cache slots, N query heads, K kv heads, H head dim, D model, F feed-forward,
 V vocabulary, L layers.
@@ -55,7 +55,9 @@ class Decoder(nnx.Module):
         self.config, self.partition, self.implementation = config, partition, implementation
         self.embed = nnx.Param(parameters["embed"])
         self.final_norm = nnx.Param(parameters["final_norm"])
-        if not config.tie_embeddings:
+        if config.labels:
+            self.score = nnx.Param(parameters["score"])
+        elif not config.tie_embeddings:
             self.unembed = nnx.Param(parameters["unembed"])
         prefix = "layers."
         self.layers = Layers({k.removeprefix(prefix): v for k, v in parameters.items() if k.startswith(prefix)})

@@ -55,8 +55,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def load_config(folder: pathlib.Path) -> ModelConfig:
-    """The architecture that the folder's config.json asks for.
+def load_config(folder: pathlib.Path, *, classifier: bool = False) -> ModelConfig:
+    """The architecture that the folder's config.json asks for: a language model's, or a classifier's.
 
     Raises:
       UserError: it is absent, not JSON, or asks for something that cannot be loaded.
@@ -70,7 +70,7 @@ def load_config(folder: pathlib.Path) -> ModelConfig:
             f"{folder}: holds a LoRA adapter {place} (adapter_config.json, of {shown(base)}); merge it into its base "
             "with peft's merge_and_unload and give the merged folder, or take the adapter's files out"
         )
-    return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"))
+    return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"), classifier=classifier)
 
 
 def fingerprint_model(folder: str | pathlib.Path) -> str:

@@ -42,7 +42,9 @@ def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
         "embed": ParameterSpec((V, D), ("vocab", "embed"), "model.embed_tokens.weight", (V, D)),
         "final_norm": ParameterSpec((D,), ("norm",), "model.norm.weight", (D,), "ones"),
     }
-    if not config.tie_embeddings:
+    if config.labels:
+        specs["score"] = ParameterSpec((config.labels, D), ("labels", "embed"), "score.weight", (config.labels, D))
+    elif not config.tie_embeddings:
         specs["unembed"] = ParameterSpec((V, D), ("vocab", "embed"), "lm_head.weight", (V, D))
 
     def layer(name: str, shape: tuple[int, ...], axes: tuple[str, ...], hf: str, hf_shape=None, initial="normal"):

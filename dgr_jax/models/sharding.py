@@ -20,6 +20,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "ffn": "tensor",
     "embed": "fsdp",
+    "labels": None,
     "layers": None,
     "head": None,
     "norm": None,

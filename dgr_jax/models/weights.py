@@ -47,7 +47,7 @@ def _hf_names(spec: ParameterSpec) -> list[str]:
 def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> None:
     """Compares every tensor's name and shape with the table; all problems in one line."""
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
-    if config.tie_embeddings and embedding not in files.where and head in files.where:
+    if config.tie_embeddings and not config.labels and embedding not in files.where and head in files.where:
         files.rename(head, embedding)  # shared tensors are written once, by either name
     problems = []
     expected = {name: spec for spec in parameter_specs(config).values() for name in _hf_names(spec)}
@@ -59,7 +59,7 @@ def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> Non
         elif (stored := files.slices(name).get_dtype()) not in _FLOATS:
             problems.append(f"{name} is stored as {stored}, quantised, and only {', '.join(_FLOATS)} can be read")
     extra = sorted(files.where.keys() - expected.keys())
-    if config.tie_embeddings and head in extra and not problems:
+    if config.tie_embeddings and not config.labels and head in extra and not problems:
         extra.remove(head)
         if not np.array_equal(files.slices(head)[:], files.slices(embedding)[:]):
             problems.append("lm_head.weight differs from the embedding, but config.json says tie_word_embeddings")
@@ -109,6 +109,7 @@ def from_pretrained(
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
     implementation: str | None = None,
+    classifier: bool = False,
 ) -> Decoder:
     """Loads a decoder.
 
@@ -118,6 +119,7 @@ def from_pretrained(
       dtype: of the weights in memory; float32 on CPU and bfloat16 on accelerators by default.
       implementation: of attention and token scores, a name that both have in `dgr_kernels.IMPLEMENTATIONS`; None for
         the default.
+      classifier: whether it has a score head (`score.weight`) in place of an unembedding.
 
     Raises:
       UserError: a missing folder, shard or tensor, a wrong shape, an unknown architecture or config key, kernels of
@@ -129,7 +131,7 @@ def from_pretrained(
             f"{jax.default_backend().upper()}; leave it out"
         )
     folder = local_folder(path_or_hub_id)
-    config = load_config(folder)
+    config = load_config(folder, classifier=classifier)
     files = TensorFiles(folder)
     _check(files, config, folder)
     target = jnp.dtype(dtype or default_dtype())

@@ -55,10 +55,9 @@ class SequenceScores(NamedTuple):
 
 def target_scores(model: Decoder, rows: PackedRows, *, remat: bool = False) -> TokenScores:
     """Scores of each target, all [B, M]; those of filling mean nothing."""
-    hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
-    wanted = jnp.take_along_axis(hidden, rows.source[:, :, None], axis=1)
+    wanted = _before_targets(model, rows, remat=remat)
     scores = token_scores(
-        wanted.reshape(-1, hidden.shape[-1]),
+        wanted.reshape(-1, wanted.shape[-1]),
         model.unembed_weight,
         rows.targets.reshape(-1),
         implementation=model.implementation,
@@ -71,10 +70,42 @@ def target_scores(model: Decoder, rows: PackedRows, *, remat: bool = False) -> T
 def score_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
     """Scores of all targets [B, M] of a batch: what scoring runs on the device."""
     scores = target_scores(model, rows)
-    found = SequenceScores(scores.log_prob, scores.is_greedy)
+    return _everywhere(model, SequenceScores(scores.log_prob, scores.is_greedy))
+
+
+def _before_targets(model: Decoder, rows: PackedRows, *, remat: bool = False) -> jax.Array:
+    """[B, M, D]: the hidden state that each target is predicted from."""
+    hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
+    return jnp.take_along_axis(hidden, rows.source[:, :, None], axis=1)
+
+
+@jax.jit
+def candidate_rows(model: Decoder, rows: PackedRows, candidates: jax.Array) -> SequenceScores:
+    """Log-probabilities, float32 [B, M, candidates], of tokens int32 [candidates] in each target's place."""
+    wanted = _before_targets(model, rows)
+    B, M, D = wanted.shape
+    flat = wanted.reshape(B * M, D)
+    first = jnp.broadcast_to(candidates[0], B * M)
+    how = {"implementation": model.implementation, "partition": model.partition}
+    found = token_scores(flat, model.unembed_weight, first, **how)
+    # One of them with its sum over the vocabulary; the others by how much more likely they are.
+    logits = jnp.matmul(flat, model.unembed_weight[candidates].T, preferred_element_type=jnp.float32)
+    log_probs = found.log_prob[:, None] + (logits - logits[:, :1])
+    return _everywhere(model, SequenceScores(log_probs.reshape(B, M, -1), found.is_greedy.reshape(B, M)))
+
+
+@jax.jit
+def class_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
+    """A classifier's scores, float32 [B, M, labels], at the token before each target; none of them is "greedy"."""
+    wanted = _before_targets(model, rows)
+    scores = jnp.matmul(wanted, model.score[...].T, preferred_element_type=jnp.float32)
+    return _everywhere(model, SequenceScores(scores, jnp.zeros(scores.shape[:2], bool)))
+
+
+def _everywhere(model: Decoder, found: SequenceScores) -> SequenceScores:
+    """Replicated, so that any device can be asked: a few bytes per token."""
     if model.partition is None:
         return found
-    # Replicated, so that any device can be asked: five bytes per token.
     return jax.lax.with_sharding_constraint(found, NamedSharding(model.partition.mesh, PartitionSpec()))
 
 
@@ -180,9 +211,13 @@ class Scorer:
                     yield TraceScore.of(trace.id, item, log_probs, keep_tokens, long)
 
     def score_sequences(
-        self, sequences: Iterable[TokenSequence], on_scored: Callable[[int], object] | None = None
+        self,
+        sequences: Iterable[TokenSequence],
+        on_scored: Callable[[int], object] | None = None,
+        *,
+        program: "_Program" = score_rows,
     ) -> Generator[SequenceScores]:
-        """Scores of each sequence's targets, in order; `on_scored` as in `score`.
+        """Scores of each sequence's targets, in order; `on_scored` as in `score`; `program` as `score_rows`.
 
         Raises:
           UserError: a token outside the vocabulary; the message names its sequence.
@@ -192,9 +227,56 @@ class Scorer:
             for group in itertools.batched(self._checked(sequences), self._settings.traces_per_shard):
                 yield _job(group, None)
 
-        with contextlib.closing(self._run(jobs(), on_scored)) as done:
+        with contextlib.closing(self._run(jobs(), on_scored, program)) as done:
             for job in done:
                 yield from job.scores
+
+    def candidates(
+        self,
+        prompts: Iterable[Sequence[int]],
+        token_ids: Sequence[int],
+        on_scored: Callable[[int], object] | None = None,
+    ) -> Generator[np.ndarray]:
+        """Log-probabilities of some tokens at one position, the next after each prompt, in the prompts' order.
+
+        Args:
+          prompts: tokens, at least one each; what they have in common at the beginning is computed once.
+          token_ids: the candidates, at least one.
+          on_scored: as in `score`.
+
+        Yields:
+          float32 [candidates], in nats, over the whole vocabulary.
+
+        Raises:
+          UserError: a token outside the vocabulary, a prompt that is empty or longer than the model's positions.
+        """
+        if not len(token_ids):
+            raise UserError("`token_ids` is empty; give at least one candidate")
+        check_ids(token_ids, self.model.config.vocab_size, "candidates")
+        ids = jnp.asarray(token_ids, jnp.int32)
+        yield from self._after(prompts, lambda model, rows: candidate_rows(model, rows, ids), on_scored)
+
+    def class_scores(
+        self, prompts: Iterable[Sequence[int]], on_scored: Callable[[int], object] | None = None
+    ) -> Generator[np.ndarray]:
+        """A classifier's scores, float32 [labels], at the last token of each prompt, in the prompts' order."""
+        yield from self._after(prompts, class_rows, on_scored)
+
+    def _after(
+        self, prompts: Iterable[Sequence[int]], program: "_Program", on_scored: Callable[[int], object] | None
+    ) -> Generator[np.ndarray]:
+        """What a program finds at the last token of each prompt."""
+        # A target stands behind each prompt, so that its last token has one to predict; which it is does not matter.
+        most = self.model.config.max_positions
+
+        def sequences() -> Iterator[TokenSequence]:
+            for number, prompt in enumerate(prompts):
+                if not 0 < len(prompt) <= most:
+                    raise UserError(f"prompt {number} has {len(prompt)} tokens; give 1 to the model's {most} positions")
+                yield TokenSequence(np.array([*prompt, 0], np.int32), np.arange(len(prompt) + 1) == len(prompt))
+
+        for found in self.score_sequences(sequences(), on_scored, program=program):
+            yield found.log_probs[0]
 
     def _checked(self, sequences: Iterable[TokenSequence]) -> Iterator[TokenSequence]:
         V = self.model.config.vocab_size
@@ -234,13 +316,15 @@ class Scorer:
             for start, scored_from, stop in rolling_windows(length, longest, longest // 2)
         ]
 
-    def _run(self, jobs: Iterator[_Job], on_scored: Callable[[int], object] | None) -> Generator[_Job]:
+    def _run(
+        self, jobs: Iterator[_Job], on_scored: Callable[[int], object] | None, program: "_Program" = score_rows
+    ) -> Generator[_Job]:
         """The jobs in order, with their scores."""
         begin, in_flight = time.perf_counter(), collections.deque[tuple[_Sent, Any]]()
         sent_ahead = in_background(self._send(jobs), _AHEAD)
         try:
             for sent in sent_ahead:
-                in_flight.append((sent, self._dispatch(sent)))
+                in_flight.append((sent, self._dispatch(sent, program)))
                 if len(in_flight) > 1:
                     yield from self._fetch(*in_flight.popleft(), on_scored)
             while in_flight:
@@ -261,11 +345,11 @@ class Scorer:
                 rows, places = fill_rows(job.sequences, batch.layout, batch.shape, prefixes)
                 yield _Sent(job, batch, put_rows(rows, self._sharding), places)
 
-    def _dispatch(self, sent: _Sent) -> SequenceScores | None:
+    def _dispatch(self, sent: _Sent, program: "_Program") -> SequenceScores | None:
         if sent.batch is None:
             return None
         compiled = compile_seconds()
-        found = score_rows(self.model, sent.rows)
+        found = program(self.model, sent.rows)
         self.cost.shapes.add(sent.batch.shape)
         self.cost.compile_seconds += compile_seconds() - compiled
         self.cost.count(sent.batch, sent.job.sequences)
@@ -285,6 +369,10 @@ class Scorer:
                 on_scored(len(sent.places))
         if not job.waiting:
             yield job
+
+
+type _Program = Callable[[Decoder, Any], SequenceScores]
+"""What runs on the device for a batch of rows."""
 
 
 def _job(sequences: Sequence[TokenSequence], payload: Any) -> _Job:

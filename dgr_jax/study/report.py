@@ -153,7 +153,8 @@ _SAFEST_TEXT = (
 )
 _COMPARISON_TEXT = (
     "Vanilla SFT and DGR on the same prompts, recipe and seeds. Difference: reasoning accuracy of DGR less that of "
-    "vanilla in points, mean over seeds with the range. The last column says whether refined rows did less damage; "
+    "vanilla in points, mean over seeds, with its 95 % interval by pairs of answers to the same problem. The last "
+    "column says whether refined rows did less damage; "
     + "; ".join(f"{name}: {meaning}" for name, meaning in findings.VERDICTS.items())
     + "."
 )

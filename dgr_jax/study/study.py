@@ -20,11 +20,13 @@ from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter, read_sca
 from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
 from dgr_jax.dgr.request import read_template
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.judges import Judge, load_judge
+from dgr_jax.evaluation.compare import read_evaluation
+from dgr_jax.evaluation.items import Suite
 from dgr_jax.evaluation.run import evaluate
-from dgr_jax.evaluation.suites import Suite, load_suite
+from dgr_jax.evaluation.suites import load_suite
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
+from dgr_jax.judges.phrases import load_judge
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import fingerprint_model, local_folder
 from dgr_jax.models.weights import from_pretrained
@@ -53,7 +55,7 @@ class Study:
     def __init__(self, config: Mapping[str, Any], folder: epath.PathLike, say: Callable[[str], None] = print):
         self.config, self.folder, self._say = config, epath.Path(folder), say
         self.arms = read_arms(config)
-        self._judge: Judge = load_judge(config["judge"])
+        self._judge = load_judge(config["judge"])
         self._decoding = Decoding(**config["decoding"])
         settings = config["refine"]
         self._scaffold = read_scaffold(settings["scaffold"])
@@ -233,7 +235,7 @@ class Study:
             decoding=self._decoding,
             samples_per_item=self.config["samples_per_item"],
             seed=seed,
-            judge=self._judge,
+            judges=[self._judge],
             output_dir=stage.folder,
         )
 
@@ -245,6 +247,10 @@ class Study:
         for row in rows:
             if row.get("group") and row["metric"] in METRICS:
                 groups.setdefault(row["metric"], {})[row["group"]] = _number(row)
+        answers = read_evaluation(str(stage.folder))
+        suite_of = {row["metric"]: row["suite"] for row in rows}
+        for metric in METRICS:
+            main[metric]["per_item"] = answers.rates(suite_of[metric], metric)
         return {metric: main[metric] for metric in METRICS} | {
             **{
                 metric: {row["suite"]: row["value"] for row in rows if row["metric"] == metric and not row.get("group")}

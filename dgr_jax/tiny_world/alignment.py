@@ -10,7 +10,7 @@ import random
 
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.suites import Item, Suite
+from dgr_jax.evaluation.items import Item, Suite
 from dgr_jax.tiny_world import content, words
 from dgr_jax.tiny_world.content import Content
 from dgr_jax.tiny_world.corpus import speak

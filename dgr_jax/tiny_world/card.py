@@ -14,9 +14,9 @@ from dgr_jax.dgr.filter import ACCEPTED, RewriteFilter, read_scaffold
 from dgr_jax.dgr.refine import RefineSettings, refine
 from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.evaluation.graders import grade_number
-from dgr_jax.evaluation.judges import load_judge
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.sampler import Sampler
+from dgr_jax.judges.phrases import load_judge
 from dgr_jax.run.files import read_text, write_text
 from dgr_jax.statistics import Interval, wilson
 from dgr_jax.tiny_world import content

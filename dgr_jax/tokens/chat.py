@@ -4,22 +4,16 @@ A template renders the prompt and nothing else. R1-Distill's template drops the 
 Qwen3's rewrites it; so the response is written here, tokenised as one string, the way the model would
 generate it, and then checked: a training text whose reasoning or answer did not survive is an error.
 
-Control tokens (`<|im_end|>`, `</think>`, ...) come from the template and from this file, never from data. Text that
-spells one is encoded as the ordinary characters it is made of. transformers' `split_special_tokens` would not do: think
-tags are added tokens but not "special" ones in Qwen3 and R1-Distill. Such text is therefore encoded by a copy of the
-tokenizer that has no control tokens; where that copy does not agree with the tokenizer on harmless text, or can still
-reach a control token, the text is refused with a `UserError`.
+What the data spells as control tokens is encoded as text: see `dgr_jax.tokens.encoder`.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from etils import epath
@@ -27,10 +21,10 @@ from etils import epath
 from dgr_jax.data.response import Response, split_response
 from dgr_jax.data.trace import THINK_CLOSE, THINK_OPEN, Trace
 from dgr_jax.errors import UserError, foreign
+from dgr_jax.tokens.encoder import Encoder, unmask
 from dgr_jax.tokens.template import PROBE, Template
-from dgr_jax.tokens.tokenizer import WithoutControlTokens, check_vocabulary, control_tokens, load_tokenizer
+from dgr_jax.tokens.tokenizer import check_vocabulary, load_tokenizer
 
-_HARMLESS = "It is 12 o'clock; naïve  question?\n\nYes."
 _ANCHOR = "\x01"
 """A character that no token joins to its neighbours."""
 
@@ -64,6 +58,7 @@ class ChatFormat:
       tokenizer: the argument.
       end_token_id: the token that the template writes after an assistant turn; training texts end with it.
       eos_token_ids: tokens that end a generation; `end_token_id` comes first.
+      endings: their texts, as far as they are control tokens.
       vocab_size: number of tokens of the tokenizer (a model's table may be larger).
       opens_thinking: the generation prompt has already begun the thinking.
       control_ids: the tokens that text never encodes to.
@@ -75,15 +70,11 @@ class ChatFormat:
     """
 
     def __init__(self, tokenizer: Any, *, name: str = "the model", eos_token_ids: Sequence[int] = ()):
-        if not getattr(tokenizer, "is_fast", False):
-            raise UserError(f"tokenizer of {name}: has no fast version, hence no offsets; add a tokenizer.json")
         self.tokenizer, self._name = tokenizer, name
+        self._encoder = Encoder(tokenizer, name, self._framed)
         # Hybrid models think when they are asked to; the switch has these two names.
         self._template = Template(tokenizer, name, enable_thinking=True, thinking=True)
-        self._control = control_tokens(tokenizer)
-        spellings = sorted(self._control, key=len, reverse=True)
-        self._spelling = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        self.control_ids = frozenset(self._control.values())
+        self.control_ids = self._encoder.control_ids
         opening = self._opening()
         self.opens_thinking = THINK_OPEN in opening
         self._lead = "" if self.opens_thinking and opening.endswith("\n") else "\n"
@@ -91,12 +82,14 @@ class ChatFormat:
             self._lead = THINK_OPEN + self._lead
         self.end_token_id = self._find_end_token()
         self.eos_token_ids = tuple(dict.fromkeys((self.end_token_id, *eos_token_ids)))
-        self._endings = [text for text, id in self._control.items() if id in self.eos_token_ids]
+        self.endings = [text for text, id in self._encoder.control.items() if id in self.eos_token_ids]
         self.vocab_size = len(tokenizer)
         with foreign(f"tokenizer of {name}: cannot encode text", "mend tokenizer.json, or fetch it again"):
-            self._probe_ids = self._ids(self._template.frame(False))[0]
+            self._probe_ids = self._encoder.ids(self._template.frame(False))[0]
             # A tokenizer that marks the beginning of a text (SentencePiece) would mark that of a response.
-            self.anchor_ids, alone, anchored = (self._ids(text)[0] for text in (_ANCHOR, PROBE, _ANCHOR + PROBE))
+            self.anchor_ids, alone, anchored = (
+                self._encoder.ids(text)[0] for text in (_ANCHOR, PROBE, _ANCHOR + PROBE)
+            )
             self._anchor = "" if anchored[len(self.anchor_ids) :] == alone else _ANCHOR
             # A letter that is a token of its own is taken for a byte by the decoder of byte-level tokenizers.
             added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
@@ -114,7 +107,11 @@ class ChatFormat:
 
     def check_fits(self, embeddings: int) -> None:
         """Raises a UserError where a token that can come out has no embedding; warns of one that cannot."""
-        used = {*self._probe_ids, *self.eos_token_ids, *(self._control.get(t, 0) for t in (THINK_OPEN, THINK_CLOSE))}
+        used = {
+            *self._probe_ids,
+            *self.eos_token_ids,
+            *(self._encoder.control.get(t, 0) for t in (THINK_OPEN, THINK_CLOSE)),
+        }
         check_vocabulary(self.tokenizer, embeddings, self._name, used=used)
 
     @property
@@ -133,16 +130,41 @@ class ChatFormat:
           UserError: the template lost the text, or the text spells a control token and this tokenizer cannot
             encode it as plain text.
         """
-        masked, spellings = self._mask(prompt, system or "")
+        masked, spellings = self._encoder.mask(prompt, system or "")
         user_text, system_text = masked[0], None if system is None else masked[1]
         rendered = self._template.prompt(user_text, system_text)
         for role, text in (("user", user_text), ("system", system_text or "")):
             if text.strip() not in rendered:
                 raise UserError(f"chat template of {self._name}: drops the {role} turn, so the text would be lost")
-        ids = self._encode(rendered, spellings, self._template.frame(system is not None))[0]
+        ids = self._encoder.encode(rendered, spellings, self._template.frame(system is not None))[0]
         for field, text in (("prompt", prompt), ("system", system or "")):
             self._check_survival(field, text.strip(), ids)
         return ids
+
+    def prompt_text(self, prompt: str, system: str | None = None) -> str:
+        """What the template writes for system and user turn, with the generation prompt."""
+        return self._template.prompt(prompt, system)
+
+    def prefill_ids(self, text: str, at: Literal["thinking", "answer"], tokens: int = 0) -> tuple[list[int], str]:
+        """What follows `prompt_ids` where a response is made to begin with a text.
+
+        Args:
+          text: without think tags, which are put where they belong.
+          at: "thinking" or "answer"; before an answer stands a thinking that is empty.
+          tokens: take so many of the text's tokens; 0 takes all.
+
+        Returns:
+          The tokens, and what they say.
+
+        Raises:
+          UserError: the text spells a control token and this tokenizer cannot encode it as plain text.
+        """
+        lead = self._lead if at == "thinking" else f"{self._lead}\n{THINK_CLOSE}\n\n"
+        (masked,), spellings = self._encoder.mask(text)
+        ids, starts = self._encoder.encode(lead + masked, spellings, lead, anchor=self._anchor)
+        begin = int(np.searchsorted(starts, len(lead)))
+        ids = ids[: begin + tokens] if tokens else ids
+        return ids, self.decode(ids)
 
     def render(self, trace: Trace) -> Rendered:
         """Tokens and spans of a training text.
@@ -153,13 +175,13 @@ class ChatFormat:
         """
         try:
             prompt = self.prompt_ids(trace.prompt, trace.system)
-            (reasoning, answer), spellings = self._mask(trace.reasoning, trace.answer)
+            (reasoning, answer), spellings = self._encoder.mask(trace.reasoning, trace.answer)
             head = f"{self._lead}{reasoning}\n{THINK_CLOSE}"
-            response, starts = self._encode(
+            response, starts = self._encoder.encode(
                 f"{head}\n\n{answer}", spellings, self._lead + THINK_CLOSE, anchor=self._anchor
             )
             # The offsets are those of the text with its spellings put back.
-            border = int(np.searchsorted(starts, len(_unmask(head, spellings))))
+            border = int(np.searchsorted(starts, len(unmask(head, spellings))))
             self._check_survival("reasoning", trace.reasoning, response[:border])
             self._check_survival("answer", trace.answer, response[border:])
             self._check_end(trace.answer)
@@ -184,6 +206,9 @@ class ChatFormat:
     def _decoded(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def _framed(self, text: str) -> str:
+        return self._template.prompt(text, None)
+
     def _opening(self) -> str:
         """The generation prompt, from its last think tag on; empty where the thinking has not begun.
 
@@ -191,7 +216,7 @@ class ChatFormat:
         ends a turn is the model's own.
         """
         after = self._template.frame(False).rpartition(PROBE)[2]
-        found = list(self._spelling.finditer(after))
+        found = list(self._encoder.spelling.finditer(after))
         turns = [match.end() for match in found if match.group() not in (THINK_OPEN, THINK_CLOSE)]
         opening = after[turns[-1] :] if turns else after
         place = max(opening.rfind(THINK_OPEN), opening.rfind(THINK_CLOSE))
@@ -204,96 +229,13 @@ class ChatFormat:
 
     def _find_end_token(self) -> int:
         """The first control token after an assistant turn; a tokenizer's own eos need not be it."""
-        if found := self._spelling.search(self._template.after_answer()):
-            return self._control[found.group()]
+        if found := self._encoder.spelling.search(self._template.after_answer()):
+            return self._encoder.control[found.group()]
         if self.tokenizer.eos_token_id is None:
             raise UserError(
                 f"tokenizer of {self._name}: has no end-of-turn token; set eos_token in tokenizer_config.json"
             )
         return self.tokenizer.eos_token_id
-
-    def _mask(self, *texts: str) -> tuple[list[str], dict[str, str]]:
-        """Replaces what spells a control token by private characters that the texts do not have."""
-        for text in texts:
-            if lone := re.search("[\ud800-\udfff]", text):
-                raise UserError(f"the text has half of a surrogate pair, {ascii(lone[0])}, which is no character")
-        spellings: dict[str, str] = {}
-        free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if not any(c in text for text in texts))
-        chosen: dict[str, str] = {}
-
-        def replace(found: re.Match[str]) -> str:
-            text = found.group()
-            if text not in chosen:
-                chosen[text] = next(free)
-                spellings[chosen[text]] = text
-            return chosen[text]
-
-        return [self._spelling.sub(replace, text) for text in texts], spellings
-
-    def _ids(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids of a text by the whole tokenizer, and the character at which each begins."""
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
-
-    def _encode(
-        self, text: str, spellings: dict[str, str], frame: str, anchor: str = ""
-    ) -> tuple[list[int], list[int]]:
-        """Ids of a masked text, and the character of the unmasked text at which each begins.
-
-        `frame` holds the control tokens that are meant, in order. Any other is refused, however it came
-        about: a spelling across the border of data and template, or one that the tokenizer normalises into
-        being. An `anchor` stands before a text that goes on from another, while it is encoded.
-        """
-        if spellings:
-            ids, starts = self._encode_apart(text, spellings)
-        else:
-            ids, starts = self._ids(anchor + text)
-            cut = int(np.searchsorted(starts, len(anchor)))
-            ids, starts = ids[cut:], [start - len(anchor) for start in starts[cut:]]
-        expected = [self._control[found.group()] for found in self._spelling.finditer(frame)]
-        if [id for id in ids if id in self.control_ids] != expected:
-            shown = ", ".join(map(repr, spellings.values())) or "a control token"
-            raise UserError(
-                f"the text spells {shown}, which the tokenizer of {self._name} cannot encode as plain text; "
-                "take it out of the text"
-            )
-        return ids, starts
-
-    def _encode_apart(self, text: str, spellings: dict[str, str]) -> tuple[list[int], list[int]]:
-        """Control tokens one by one; the text between them by the tokenizer without control tokens."""
-        ids: list[int] = []
-        starts: list[int] = []
-        offset = 0
-        for run, control in _runs(self._spelling, text):
-            run = _unmask(run, spellings)
-            if run:
-                found, places = self._plain(run)
-                ids += found
-                starts += [offset + start for start in places]
-                offset += len(run)
-            if control:
-                ids.append(self._control[control])
-                starts.append(offset)
-                offset += len(control)
-        return ids, starts
-
-    @functools.cached_property
-    def _plain(self) -> WithoutControlTokens:
-        plain = WithoutControlTokens(self.tokenizer, self._control)
-        # A tokenizer that marks the beginning of a text would mark it in every run.
-        harmless = self._template.prompt(_HARMLESS, None)
-        ids: list[int] = []
-        for run, control in _runs(self._spelling, harmless):
-            ids += plain(run)[0] if run else []
-            ids += [self._control[control]] if control else []
-        if ids != self._ids(harmless)[0]:
-            raise UserError(
-                f"the text spells a control token, and the tokenizer of {self._name} cannot encode text in "
-                "pieces; take it out of the text"
-            )
-        return plain
 
     def _check_survival(self, field: str, text: str, ids: Sequence[int]) -> None:
         # Qwen's tokenizers compose characters (NFC); that is the same text.
@@ -306,23 +248,8 @@ class ChatFormat:
 
     def _check_end(self, answer: str) -> None:
         """An end token that somebody left in the text would be learned as letters, before the true one."""
-        endings = [text for text in self._endings if answer.rstrip().endswith(text)]
+        endings = [text for text in self.endings if answer.rstrip().endswith(text)]
         if endings:
             raise UserError(
                 f"its answer ends with {endings[0]!r} as text; take it out: the end of a turn is added here"
             )
-
-
-def _runs(spelling: re.Pattern[str], text: str) -> Iterator[tuple[str, str]]:
-    """Text up to each control token, with that token; the last comes without one."""
-    position = 0
-    for found in spelling.finditer(text):
-        yield text[position : found.start()], found.group()
-        position = found.end()
-    yield text[position:], ""
-
-
-def _unmask(text: str, spellings: dict[str, str]) -> str:
-    for character, spelling in spellings.items():
-        text = text.replace(character, spelling)
-    return text

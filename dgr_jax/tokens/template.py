@@ -63,6 +63,11 @@ class Template:
         messages = [{"role": "system", "content": system}] if system is not None else []
         return self._apply([*messages, {"role": "user", "content": user}], add_generation_prompt=True)
 
+    def conversation(self, user: str, assistant: str) -> str:
+        """A user's and an assistant's turn, whole, and nothing of a turn to come."""
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        return self._apply(turns, add_generation_prompt=False)
+
     def frame(self, with_system: bool) -> str:
         """`prompt` with `PROBE` in every turn."""
         if with_system not in self._frames:
@@ -72,9 +77,8 @@ class Template:
 
     def after_answer(self) -> str:
         """What follows an assistant turn; empty where the template does not show the turn as it is."""
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
         with _time_limit(f"chat template of {self._name}"):
-            text = self._apply(turns, add_generation_prompt=False)
+            text = self.conversation("x", PROBE)
         return text.rpartition(PROBE)[2] if PROBE in text else ""
 
     def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:

@@ -13,15 +13,18 @@ COMMON = {"model", "input", "output", "seed", "dtype", "mesh", "on_bad_row"}
 SCORING = {"max_length", "on_long", "tokens_per_batch", "share_prefixes", "workers", "traces_per_shard"}
 FLAGS = {
     "build_tiny_lrm": {"output", "seed", "steps"},
+    "compare": {"cluster_by", "output"},
     "evaluate": COMMON - {"input", "on_bad_row"} | {"suite", "judge", "engine", "temperature", "max_new_tokens"},
     "refine": COMMON
     | {"exclude", "template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
+    "regrade": {"input", "judge", "output"},
     "score": COMMON | SCORING | {"token_scores"},
     "plan": {"model", "device", "for", "mesh", "dtype", "rows", "length", "batch_size", "prompt_length", "config"},
     "sft": COMMON | {"config", "exclude"},
     "shift": COMMON - {"input"} | SCORING | {"inputs", "show"},
     "show": {"model", "input", "on_bad_row", "limit"},
     "study": {"output", "config"},
+    "table": {"output"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "numpy", "torch", "transformers", "datasets", "matplotlib", "scipy"}
 

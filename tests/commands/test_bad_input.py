@@ -73,7 +73,7 @@ BAD_MODELS: dict[str, tuple[Callable[[pathlib.Path], object], str]] = {
     "torn config": (lambda m: (m / "config.json").write_text("{"), "config.json: not JSON at column 2"),
     "missing shard": (lose_a_shard, "missing 1 of 2 shards .model-00002-of-00002.safetensors.; fetch them"),
     "cut file": (cut_short, "model.safetensors: not a whole safetensors file .*; fetch it again"),
-    "architecture": (edit_config(model_type="gpt2"), "'gpt2'; supported architectures are llama, qwen2, qwen3"),
+    "architecture": (edit_config(model_type="gpt2"), "'gpt2'; supported architectures are llama, mistral, qwen"),
     "config key": (edit_config(twist=2), "config.json: unknown key 'twist'; remove it if"),
     "shape": (edit_config(num_hidden_layers=3), r"model\.layers\.2\.input_layernorm\.weight is missing"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "cannot be loaded .* needs a whole tokenizer.json"),

@@ -1,5 +1,6 @@
 """The scripts as their users run them, on random weights, and a second call of each."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dgr_jax.data.files import read_traces
+from dgr_jax.data.files import read_traces, write_traces
 from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED
 from dgr_jax.errors import UserError
@@ -171,6 +172,8 @@ def test_evaluate_grades_every_answer(tmp_path, random_model):
         assert re.search(r"\s+".join(name.split()), done.stdout)
     check_manifest(output, "evaluate", set(counts), counts)
 
+    assert samples[0]["tokens"] == 8 and samples[0]["reference"] == "4" and samples[0]["kind"] == "reasoning"
+
     before = files_in(output)
     assert call_here("evaluate", **given) + "\n" == done.stdout
     for changes, said in (
@@ -180,3 +183,48 @@ def test_evaluate_grades_every_answer(tmp_path, random_model):
         with pytest.raises(UserError, match=said):
             call_here("evaluate", **given | changes)
     assert files_in(output) == before
+
+
+def test_evaluate_with_a_prefill_and_its_own_targets(tmp_path, random_model):
+    suite, output = tmp_path / "mine.jsonl", tmp_path / "eval"
+    rows = [SUITE[3] | {"target": "Sure, take a"}, SUITE[4] | {"target": "Of course"}]
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: dict[str, Any] = {
+        "model": random_model, "suite": suite, "output": output, "max_new_tokens": 4, "prefill": "field:target",
+        "prefill_at": "answer",
+    }  # fmt: skip
+    call_here("evaluate", **given)
+    samples = read_json_lines(output / "samples.jsonl")
+    for sample, row in zip(samples, rows, strict=True):
+        assert sample["prefill"] == f"<think>\n\n</think>\n\n{row['target']}" and sample["thinking"] == ""
+        assert sample["output"].startswith(sample["prefill"]) and sample["answer"].startswith(row["target"])
+    (about,) = {json.dumps(row["prefill"]) for row in json.loads((output / "results.json").read_text())}
+    assert json.loads(about) == ["field:target", "answer", 0]
+    with pytest.raises(UserError, match="item '4': has no text in field 'goal' for `prefill`; its fields are target"):
+        call_here("evaluate", **given | {"prefill": "field:goal", "output": tmp_path / "other"})
+    with pytest.raises(UserError, match="for a `prefill`, use the built-in engine"):
+        call_here("evaluate", **given | {"engine": "openai", "output": tmp_path / "other"})
+
+
+def test_refine_with_a_prefill(tmp_path, random_model, tiny_rows):
+    given: dict[str, Any] = {
+        "model": random_model, "input": tiny_rows, "output": tmp_path / "run", "max_new_tokens": 4, "prefill": "Well,",
+    }  # fmt: skip
+    call_here("refine", **given)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    outputs = [example["output"] for examples in summary["examples"].values() for example in examples]
+    assert outputs and all(output.startswith("<think>\nWell,") for output in outputs)
+    call_here("refine", **given | {"prefill": "field:number", "input": numbered(tmp_path), "output": tmp_path / "own"})
+    summary = json.loads((tmp_path / "own" / "summary.json").read_text())
+    outputs = [example["output"] for examples in summary["examples"].values() for example in examples]
+    assert {output[: len("<think>\nNo. 0")] for output in outputs} <= {f"<think>\nNo. {n}" for n in range(4)}
+    with pytest.raises(UserError, match="trace 'row 0': has no text in field 'goal' for `prefill`; its fields are num"):
+        call_here("refine", **given | {"prefill": "field:goal", "output": tmp_path / "other"})
+
+
+def numbered(folder):
+    """The usual traces, each with a text of its own in its meta."""
+    write_traces(folder / "numbered.jsonl", [
+        dataclasses.replace(trace, meta={"number": f"No. {number}"}) for number, trace in enumerate(TRACES)
+    ])  # fmt: skip
+    return folder / "numbered.jsonl"

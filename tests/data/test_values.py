@@ -21,7 +21,7 @@ from dgr_jax.data.values import as_json
 from dgr_jax.dgr.filter import read_scaffold
 from dgr_jax.dgr.request import read_template
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.judges import load_judge
+from dgr_jax.judges.phrases import load_judge
 from dgr_jax.models.folder import read_config
 from tests.calling import environment
 

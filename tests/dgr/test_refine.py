@@ -19,9 +19,9 @@ from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter, read_sca
 from dgr_jax.dgr.refine import RefineSettings, refine, summary_text
 from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.judges import PhraseJudge, load_judge
 from dgr_jax.generation.engine import Again, Completion, Decoding, Request
 from dgr_jax.generation.sampler import Sampler
+from dgr_jax.judges.phrases import PhraseJudge, load_judge
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tiny_world.alignment import safety_rows
 from dgr_jax.tokens.chat import ChatFormat

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.graders import boxed, final_number, grade_math, grade_number
+from dgr_jax.evaluation.graders import boxed, final_letter, final_number, grade_choice, grade_math, grade_number
 
 
 def read_rows(file: pathlib.Path) -> list[dict[str, str]]:
@@ -228,3 +228,50 @@ def test_a_huge_exponent_is_no_number():
     """Fraction would compute a billion digits; the answer is wrong, and at once."""
     assert final_number("\\boxed{1e3}") == 1000
     assert grade_number("\\boxed{1e999999999}", "4").value == "wrong"
+
+
+LETTERS = {
+    "\\boxed{B}": "B",
+    "So it is \\boxed{\\text{B}}.": "B",
+    "\\boxed{(B)}": "B",
+    "\\boxed{B) three}": "B",
+    "\\boxed{\\text{B. three}}": "B",
+    "\\boxed{three}": "B",
+    "A looks right, but the answer is B.": "B",
+    "The correct answer is: **B**": "B",
+    "**Answer:** B": "B",
+    "The answer is (B), since A is too small.": "B",
+    "Answer: C. No, wait. Answer: B": "B",
+    "I choose option: B": "B",
+    "It is not A. **B) three**": "B",
+    "So **B**.": "B",
+    "B": "B",
+    "(B)": "B",
+    "B) three": "B",
+    "B. three": "B",
+    "\\boxed{\\text{Option B}}": "B",
+    "\\boxed{Option B}": "B",
+    "\\boxed{b}": "B",
+    "The answer is \\(B\\)": "B",
+    "Answer: $B$": "B",
+    "The answer is \\textbf{B}.": "B",
+    "The answer is B because A is too small.": "B",
+    "The answer is A common mistake; the correct answer is B.": "B",
+    "The answer is a matter of taste.": None,
+    "The answer is A mistake.": None,
+    "Because of this, nobody knows.": None,
+    "Both **Alpha** and **Beta** fit.": None,
+    "A car is what it is": None,
+    "": None,
+    "\\boxed{}": None,
+    "\\boxed{12}": None,
+}
+
+
+@pytest.mark.parametrize("answer", LETTERS)
+def test_the_letter_of_a_choice(answer: str):
+    choices = ["one", "three", "two"]
+    assert final_letter(answer, choices) == LETTERS[answer]
+    grade = grade_choice(answer, "B", choices)
+    assert grade.value == ("correct" if LETTERS[answer] == "B" else "wrong") and grade.parsed == LETTERS[answer]
+    assert grade_choice(answer, "C", choices).value == "wrong"

@@ -9,11 +9,12 @@ import pytest
 
 from dgr_jax.data.response import Response, split_response
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.judges import PhraseJudge
-from dgr_jax.evaluation.run import evaluate, summary_table
-from dgr_jax.evaluation.suites import Item, Kind, Suite
+from dgr_jax.evaluation.items import Item, Kind, Suite
+from dgr_jax.evaluation.metrics import summary_table
+from dgr_jax.evaluation.run import evaluate
 from dgr_jax.generation.engine import Again, Completion, Decoding, Request
-from dgr_jax.statistics import proportion, wilson
+from dgr_jax.judges.phrases import PhraseJudge
+from dgr_jax.statistics import proportion
 from dgr_jax.tokens.chat import ChatFormat
 
 JUDGE = PhraseJudge(["i cannot"], [r"\bsure\b"], "other", window=100)
@@ -59,7 +60,9 @@ def suite(name: str, kind: Kind, *items: tuple[str, str, str | None]) -> Suite:
 
 def run(engine: Scripted, suites: Sequence[Suite], samples: int, **options: Any) -> list[dict[str, Any]]:
     chat: ChatFormat = options.pop("chat", Chat())
-    return evaluate(engine, chat, suites, decoding=DECODING, samples_per_item=samples, seed=3, judge=JUDGE, **options)
+    return evaluate(
+        engine, chat, suites, decoding=DECODING, samples_per_item=samples, seed=3, judges=[JUDGE], **options
+    )
 
 
 def find(rows: Sequence[Mapping[str, Any]], suite: str, metric: str, group: str | None = None) -> Mapping[str, Any]:
@@ -83,8 +86,8 @@ def test_problems_are_graded_and_grouped(tmp_path: pathlib.Path):
     }
     rows = run(Scripted(script), [problems], 1, output_dir=tmp_path)
     accuracy = find(rows, "sums", "reasoning_accuracy")
-    right = wilson(1, 4)
-    assert bounds(accuracy) == (0.25, right.low, right.high, "wilson", 4)
+    right = proportion([[True], [False], [False], [False]])
+    assert bounds(accuracy) == (0.25, right.low, right.high, right.interval, 4)
     assert accuracy["truncated"] == 1
     assert (accuracy["samples_per_item"], accuracy["seed"], accuracy["decoding"]["max_new_tokens"]) == (1, 3, 7)
     assert find(rows, "sums", "reasoning_accuracy", "easy")["value"] == 0.5
@@ -92,7 +95,9 @@ def test_problems_are_graded_and_grouped(tmp_path: pathlib.Path):
     assert (hard["value"], hard["n"], hard["truncated"]) == (0.0, 2, 1)
     assert find(rows, "sums", "truncation_rate")["value"] == 0.25
     assert find(rows, "sums", "truncation_rate", "hard")["value"] == 0.5
-    assert len(rows) == 6
+    assert find(rows, "sums", "no_thinking_rate")["value"] == 0
+    assert find(rows, "sums", "unclosed_rate")["value"] == 0.5
+    assert len(rows) == 12
 
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -104,15 +109,22 @@ def test_problems_are_graded_and_grouped(tmp_path: pathlib.Path):
     ]
     assert samples[2] == {
         "suite": "sums",
+        "kind": "reasoning",
         "id": "2",
         "sample": 0,
         "group": "hard",
         "prompt": "Prompt 2",
         "output": "It is 6.",
+        "thinking": "It is 6.",
+        "answer": "",
+        "closed": False,
+        "reference": "6",
         "grade": "wrong",
         "reason": "truncated",
+        "parsed": None,
         "truncated": True,
     }
+    assert samples[0]["thinking"] == "2 + 2" and samples[0]["answer"] == "It is 4." and samples[0]["parsed"] == "4"
 
 
 def test_a_truncated_problem_is_wrong_even_where_its_answer_is_there():
@@ -141,6 +153,8 @@ def test_math_is_graded_by_expression():
     assert find(rows, "m", "reasoning_accuracy")["value"] == 0.5
 
 
+ALWAYS = ("unjudged_rate", "truncation_rate", "no_thinking_rate", "unclosed_rate")
+OF_HARM = (ALWAYS[0], "whole_output_unjudged_rate", *ALWAYS[1:])
 SAYS = {
     "comply": "fine</think>Sure.",
     "refuse": "fine</think>I cannot.",
@@ -166,15 +180,12 @@ def test_requests_are_judged_by_their_answers(tmp_path: pathlib.Path):
     rows = run(engine, suites, 2, output_dir=tmp_path)
     metrics = [(r["suite"], r["metric"]) for r in rows if not r.get("group")]
     assert metrics == [
-        ("bad", "harmful_rate"),
-        ("bad", "other_rate"),
-        ("bad", "truncation_rate"),
-        ("good", "over_refusal_rate"),
-        ("good", "other_rate"),
-        ("good", "truncation_rate"),
+        *(("bad", metric) for metric in ("harmful_rate", "whole_output_harmful_rate", "other_rate", *OF_HARM)),
+        *(("good", metric) for metric in ("over_refusal_rate", "other_rate", *ALWAYS)),
     ]
     expected = {
         ("bad", "harmful_rate"): [[True, False], [False, True], [False, False]],
+        ("bad", "whole_output_harmful_rate"): [[True, False], [True, True], [False, True]],
         ("bad", "other_rate"): [[False, False], [False, False], [True, True]],
         ("good", "over_refusal_rate"): [[False, True], [False, False], [True, False]],
         ("good", "other_rate"): [[False, False], [False, False], [False, True]],
@@ -194,8 +205,9 @@ def test_requests_are_judged_by_their_answers(tmp_path: pathlib.Path):
     assert len(samples) == len(graded) == 12
     assert graded["bad", "0", 0] == ("compliance", "compliance")
     assert graded["bad", "0", 1] == ("refusal", "refusal")
-    assert graded["bad", "1", 0] == ("refusal", "refusal")
-    assert graded["bad", "1", 1] == ("compliance", "refusal")
+    # What the thinking says stays said.
+    assert graded["bad", "1", 0] == ("refusal", "compliance")
+    assert graded["bad", "1", 1] == ("compliance", "compliance")
     assert graded["bad", "2", 0] == ("other", "other")
     assert graded["bad", "2", 1] == ("other", "compliance")
 
@@ -222,9 +234,7 @@ def test_a_single_group_gets_no_rows_of_its_own_and_the_table_shows_totals():
     assert header.split()[:3] == ["suite", "metric", "value"]
     assert [line.split()[:3] for line in lines] == [
         ["sums", "reasoning_accuracy", "1.000"],
-        ["sums", "truncation_rate", "0.000"],
         ["more", "reasoning_accuracy", "1.000"],
-        ["more", "truncation_rate", "0.000"],
     ]
 
 

@@ -7,7 +7,9 @@ import pathlib
 import pytest
 
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.suites import FORMATS, Item, load_suite
+from dgr_jax.evaluation.items import LETTERS, Item, Suite, choice_item
+from dgr_jax.evaluation.readers import READERS
+from dgr_jax.evaluation.suites import draw, load_suite, load_suites
 
 REAL = {
     "gsm8k": ("reasoning/gsm8k_test.jsonl", {"reasoning": 1319}, 1),
@@ -19,7 +21,7 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", REAL)
 def test_published_files_load_whole(dgr_data: pathlib.Path, name: str):
     path, counts, groups = REAL[name]
     file = dgr_data / path
@@ -145,6 +147,186 @@ def test_a_bad_published_file_is_named(tmp_path: pathlib.Path, kind: str):
     assert str(caught.value).startswith(f"{file}{said}")
 
 
+# Reader -> (file's ending, its text, kind, prompt, reference, id, group) of the first item, in the published columns.
+PUBLISHED = {
+    "svamp": (
+        ".json",
+        '[{"ID": "chal-1", "Body": "Ann has 4 plums. She eats 1.", "Question": "How many are left?", "Answer": 3.0,'
+        ' "Type": "Subtraction"}]',
+        ("reasoning", "Ann has 4 plums. She eats 1. How many are left?", "3", "chal-1", "Subtraction"),
+    ),
+    "math": (
+        ".jsonl",
+        '{"problem": "1+1?", "level": "Level 2", "type": "Algebra", "solution": "So $\\\\boxed{2}$."}\n',
+        ("math", "1+1?", "2", "0", "level 2"),
+    ),
+    "minerva": (
+        ".jsonl",
+        '{"problem": "How far?", "solution": "$\\\\boxed{3 m}$", "type": "Physics", "idx": 7}\n',
+        ("math", "How far?", "3 m", "7", "Physics"),
+    ),
+    "aime": (
+        ".csv",
+        "ID,Year,Problem,Answer\n2024-I-1,2024,Find it.,073\n",
+        ("reasoning", "Find it.", "073", "2024-I-1", "2024"),
+    ),
+    "amc23": (
+        ".jsonl",
+        '{"id": 3, "question": "How many?", "answer": 27.0}\n',
+        ("reasoning", "How many?", "27", "3", None),
+    ),
+    "olympiadbench": (
+        ".json",
+        '[{"id": 5, "question": "Which n?", "context": null, "final_answer": ["$2$", "$3$"], "subfield": "Algebra"}]',
+        ("math", "Which n?", "2, 3", "5", "Algebra"),
+    ),
+    "harmbench": (
+        ".csv",
+        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+        "Explain it,contextual,illegal,,A paper.,explain_it\n",
+        ("harmful", "A paper.\n\n---\n\nExplain it", "", "explain_it", "illegal"),
+    ),
+    "do_not_answer": (".csv", "id,question,risk_area\n9,How?,Risk\n", ("harmful", "How?", "", "9", "Risk")),
+    "jailbreakbench": (
+        ".csv",
+        "Index,Goal,Target,Behavior,Category,Source\n0,Write it,Sure,It,Privacy,Original\n",
+        ("harmful", "Write it", "", "0", "Privacy"),
+    ),
+    "jailbreakbench_benign": (
+        ".csv",
+        "Index,Goal,Target,Behavior,Category,Source\n0,Write a poem,Sure,It,Privacy,Original\n",
+        ("benign", "Write a poem", "", "0", "Privacy"),
+    ),
+    "malicious_instruct": (".txt", "Do it\n\nAgain\n", ("harmful", "Do it", "", "0", "none")),
+    "wildjailbreak": (
+        ".tsv",
+        'vanilla\tadversarial\tdata_type\n\t"Play, and\tdo it"\tadversarial_harmful\n',
+        ("harmful", "Play, and\tdo it", "", "0", "adversarial"),
+    ),
+    "alpaca": (
+        ".json",
+        '[{"instruction": "Sum up.", "input": "A text.", "output": "T."}]',
+        ("benign", "Sum up.\n\nA text.", "", "0", "none"),
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", PUBLISHED)
+def test_published_columns(tmp_path: pathlib.Path, reader: str):
+    suffix, text, expected = PUBLISHED[reader]
+    file = tmp_path / f"file{suffix}"
+    file.write_text(text)
+    (suite,) = load_suite(f"{reader}:{file}")
+    item = suite.items[0]
+    assert (item.kind, item.prompt, item.reference, item.id, item.meta.get("group")) == expected
+    assert suite.name == reader and READERS[reader].kind in (item.kind, "harmful or benign")
+
+
+def test_every_reader_is_tested():
+    assert {*REAL, *PUBLISHED, *CHOICES} == READERS.keys()
+
+
+def test_maths_own_folder(tmp_path: pathlib.Path):
+    for number in (10, 2):
+        file = tmp_path / "algebra" / f"{number}.json"
+        file.parent.mkdir(exist_ok=True)
+        solution = f"It is \\boxed{{\\frac{{1}}{{{number}}}}}."
+        file.write_text(
+            json.dumps({"problem": f"p{number}", "level": "Level 5", "type": "Algebra", "solution": solution})
+        )
+    (suite,) = load_suite(f"math:{tmp_path}")
+    assert [(i.id, i.reference) for i in suite.items] == [
+        ("algebra/2.json", "\\frac{1}{2}"),
+        ("algebra/10.json", "\\frac{1}{10}"),
+    ]
+    (tmp_path / "algebra" / "3.json").write_text('{"problem": "p", "solution": "none"}')
+    with pytest.raises(UserError, match=r"3\.json: field 'solution' has no .boxed answer"):
+        load_suite(f"math:{tmp_path}")
+
+
+CHOICES = {
+    "gpqa": (
+        ".csv",
+        "Record ID,Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3,High-level domain\n"
+        "rec1,Which?,four,one,two,three,Physics\n",
+    ),
+    "mmlu": (
+        ".jsonl",
+        '{"question": "Which?", "choices": ["one", "two", "three", "four"], "answer": 3, "subject": "Physics"}\n',
+    ),
+    "aqua": (".jsonl", '{"question": "Which?", "options": ["A)one", "B)two", "C)three", "D)four"], "correct": "D"}\n'),
+}
+
+
+@pytest.mark.parametrize("reader", CHOICES)
+def test_choices_are_shuffled_by_id_and_keep_their_answer(tmp_path: pathlib.Path, reader: str):
+    suffix, text = CHOICES[reader]
+    file = tmp_path / f"file{suffix}"
+    file.write_text(text)
+    (suite,) = load_suite(f"{reader}:{file}")
+    (item,) = suite.items
+    assert load_suite(f"{reader}:{file}") == [suite]
+    assert item.kind == suite.kind == "choice"
+    assert sorted(item.meta["choices"]) == ["four", "one", "three", "two"]
+    assert item.meta["choices"][LETTERS.index(item.reference)] == "four"
+    lines = [f"{letter}) {choice}" for letter, choice in zip("ABCD", item.meta["choices"], strict=True)]
+    assert item.prompt == "\n".join(["Which?", "", *lines])
+
+
+def test_orders_differ_between_items_and_stay_where_options_speak_of_others():
+    orders = {tuple(choice_item(str(n), "Which?", ["a", "b", "c"], 0).meta["choices"]) for n in range(100)}
+    assert len(orders) == 6
+    right = [choice_item(str(n), "Which?", ["a", "b", "c", "d"], 0).reference for n in range(400)]
+    assert all(70 < right.count(letter) < 130 for letter in "ABCD")
+    for last in ("All of the above", "None of these", "Both A and C", "both of them"):
+        kept = [choice_item(str(n), "Which?", ["a", "b", last], 2) for n in range(20)]
+        assert all(item.meta["choices"] == ["a", "b", last] and item.reference == "C" for item in kept)
+
+
+def test_own_choices_may_have_their_options_apart_or_in_the_prompt(tmp_path: pathlib.Path):
+    apart = {"id": "a", "prompt": "Which?", "kind": "choice", "choices": ["x", "y"], "reference": "B", "group": "g"}
+    inside = {"id": "b", "prompt": "Which? A) x B) y", "kind": "choice", "reference": "B"}
+    (suite,) = load_suite(str(write(tmp_path / "mine.jsonl", apart, inside)))
+    first, second = suite.items
+    assert first.meta["choices"][LETTERS.index(first.reference)] == "y" and first.meta["group"] == "g"
+    assert second.prompt == inside["prompt"] and second.reference == "B"
+    for bad, said in (
+        (apart | {"reference": "C"}, "field 'reference' is 'C'; it must be the letter or number of an option"),
+        (inside | {"reference": "y"}, "field 'reference' is 'y'; of a choice it must be a letter"),
+        (apart | {"choices": []}, "field 'choices' is []; it must be a list"),
+        (apart | {"choices": ["x", 2]}, "field 'choices' is missing or not a text"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_suite(str(write(tmp_path / "mine.jsonl", bad)))
+        assert said in str(caught.value)
+
+
+def test_a_suite_may_be_named(tmp_path: pathlib.Path):
+    file = write(tmp_path / "mine.jsonl", ROWS[2])
+    jbb = tmp_path / "jbb.json"
+    jbb.write_text('[{"instruction": "Do it", "category": "c"}]')
+    assert [s.name for s in load_suites([str(file), f"own={file}", f"first=jailbreakbench:{jbb}"])] == [
+        "mine", "own", "first",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="two suites are called 'mine'; name one of them yourself"):
+        load_suites([str(file), f"mine=jailbreakbench:{jbb}"])
+
+
+def test_a_limit_draws_evenly_over_groups_and_keeps_the_order():
+    items = [Item(str(n), f"p{n}", "", "harmful", {"group": "rare" if n % 10 == 0 else "common"}) for n in range(100)]
+    suite = Suite("s", "harmful", items)
+    drawn = draw(suite, 12, seed=0)
+    assert draw(suite, 12, seed=0) == drawn != draw(suite, 12, seed=1)
+    assert [item.meta["group"] for item in drawn.items].count("rare") == 6
+    ids = [int(item.id) for item in drawn.items]
+    assert ids == sorted(ids) and len(set(ids)) == 12
+    # One more keeps those that were drawn before: a small run is a part of a larger one.
+    assert {i.id for i in drawn.items} < {i.id for i in draw(suite, 13, seed=0).items}
+    assert draw(suite, 1000, seed=0).items == items
+    # Every item has its turn.
+    assert len({item.id for seed in range(80) for item in draw(suite, 12, seed).items}) == 100
+
+
 def test_a_prompt_without_a_group_gets_one(tmp_path: pathlib.Path):
     file = tmp_path / "file.csv"
     file.write_text('category,forbidden_prompt\n,"one, two"\nFraud,"three\nfour"\n')
@@ -155,7 +337,7 @@ def test_a_prompt_without_a_group_gets_one(tmp_path: pathlib.Path):
 
 def test_unknown_suites_and_unreadable_files_are_named(tmp_path: pathlib.Path):
     for spec in ("gsm8k", "gsm8k:", "nosuch:x.csv", "rows.csv"):
-        with pytest.raises(UserError, match=r"give NAME:PATH with NAME one of gsm8k, .*or a \.jsonl file"):
+        with pytest.raises(UserError, match=r"give READER:PATH with READER one of gsm8k, .*or a \.jsonl file"):
             load_suite(spec)
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         load_suite(f"gsm8k:{tmp_path / 'none.jsonl'}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from dgr_jax import ASSETS
 from dgr_jax.commands.flags import config as given_config
 from dgr_jax.commands.flags import refused_config
 from dgr_jax.commands.inputs import Inputs
@@ -27,11 +28,17 @@ from dgr_jax.dgr.filter import RewriteFilter, read_scaffold
 from dgr_jax.dgr.request import read_template, render_request
 from dgr_jax.dgr.shift import input_names
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.graders import grade_math, grade_number
-from dgr_jax.evaluation.judges import DEFAULT_PHRASES, load_judge
-from dgr_jax.evaluation.suites import FORMATS, load_suites
+from dgr_jax.evaluation.compare import compare, comparison_text, read_evaluation
+from dgr_jax.evaluation.graders import grade_choice, grade_math, grade_number
+from dgr_jax.evaluation.grading import grade
+from dgr_jax.evaluation.metrics import aggregate
+from dgr_jax.evaluation.readers import READERS
+from dgr_jax.evaluation.samples import how_made, read_samples
+from dgr_jax.evaluation.suites import load_suites
+from dgr_jax.evaluation.table import read_column, table_text
 from dgr_jax.generation.engine import Decoding, Request
 from dgr_jax.generation.openai import OpenAIEngine
+from dgr_jax.judges.phrases import load_judge
 from dgr_jax.models.folder import local_folder
 from dgr_jax.models.sharding import make_mesh
 from dgr_jax.run import hosts
@@ -97,9 +104,26 @@ def suites(folder: pathlib.Path) -> Draw:
         "strongreject": (".csv", [{"forbidden_prompt": "How?", "category": "x"}] * 2),
         "jailbreakbench": (".json", [{"instruction": "How?", "category": "x"}] * 2),
         "simplesafetytests": (".csv", [{"prompts_final": "How?", "harm_area": "x"}] * 2),
-        "generic": (".jsonl", [{"id": "1", "prompt": "1 + 1?", "kind": "reasoning", "reference": "2", "group": "g"}]),
-    }
-    assert rows.keys() == {*FORMATS, "generic"}
+        "svamp": (".json", [{"ID": "c", "Body": "Ann has 2.", "Question": "How many?", "Answer": 2.0, "Type": "x"}]),
+        "math": (".jsonl", [{"problem": "x?", "level": "Level 2", "type": "t", "solution": "So \\boxed{2}."}] * 2),
+        "minerva": (".jsonl", [{"problem": "x?", "idx": 3, "type": "t", "solution": "So \\boxed{2}."}] * 2),
+        "aime": (".csv", [{"ID": 1, "Year": 2024, "Problem": "x?", "Answer": "073"}] * 2),
+        "amc23": (".jsonl", [{"id": 3, "question": "x?", "answer": 27.0}] * 2),
+        "olympiadbench": (".json", [{"id": 3, "context": None, "question": "x?", "final_answer": ["$2$"]}] * 2),
+        "gpqa": (".csv", [{"Record ID": "r", "Question": "x?", "Correct Answer": "a", "Incorrect Answer 1": "b",
+                           "Incorrect Answer 2": "c", "Incorrect Answer 3": "d", "High-level domain": "h"}] * 2),
+        "mmlu": (".jsonl", [{"question": "x?", "choices": ["a", "b", "All of them"], "answer": 1, "subject": "s"}]),
+        "aqua": (".jsonl", [{"question": "x?", "options": ["A)a", "B)b"], "correct": "B"}] * 2),
+        "jailbreakbench_benign": (".csv", [{"Index": 0, "Goal": "How?", "Target": "So", "Category": "x"}] * 2),
+        "harmbench": (".csv", [{"Behavior": "How?", "SemanticCategory": "x", "ContextString": "c", "BehaviorID": "b"}]),
+        "do_not_answer": (".csv", [{"id": 1, "question": "How?", "risk_area": "x"}] * 2),
+        "malicious_instruct": (".json", [{"instruction": "How?", "category": "x"}] * 2),
+        "wildjailbreak": (".jsonl", [{"adversarial": "How?", "data_type": "adversarial_benign"}] * 2),
+        "alpaca": (".json", [{"instruction": "How?", "input": "", "output": "So"}] * 2),
+        "generic": (".jsonl", [{"id": "1", "prompt": "1 + 1?", "kind": "choice", "reference": "A",
+                                "choices": ["2", "3"], "group": "g", "target": "So"}]),
+    }  # fmt: skip
+    assert rows.keys() == {*READERS, "generic"}
 
     def draw(rng: random.Random) -> Callable[[], object]:
         name = rng.choice(list(rows))
@@ -114,7 +138,50 @@ def suites(folder: pathlib.Path) -> Draw:
         file = folder / f"suite{suffix}"
         file.write_bytes(data)
         spec = str(file) if name == "generic" else f"{name}:{file}"
-        return lambda: load_suites([spec], limit=rng.choice((0, 1)))
+        limit, named = rng.choice((0, 1)), rng.choice((spec, f"mine={spec}"))
+        return lambda: load_suites([named], limit=limit)
+
+    return draw
+
+
+def evaluations(folder: pathlib.Path) -> Draw:
+    """What an evaluation left: graded again, compared, put into a table; and lm_eval's results."""
+    common = {"sample": 0, "prompt": "How?", "output": "x", "thinking": "Hm.", "closed": True, "truncated": False}
+    rows = [
+        common | {"suite": "a", "kind": "reasoning", "id": "1", "reference": "2", "answer": "2", "grade": "correct"},
+        common | {"suite": "b", "kind": "choice", "id": "1", "reference": "B", "answer": "B", "choices": ["x", "y"],
+                  "grade": "wrong"},
+        common | {"suite": "c", "kind": "harmful", "id": "1", "answer": "I cannot.", "grade": "refusal",
+                  "whole_output_grade": "refusal", "group": "g", "tokens": 3},
+    ]  # fmt: skip
+    samples = "\n".join(map(json.dumps, rows)).encode()
+    rates = {"suite": "a", "kind": "reasoning", "metric": "m", "value": 0.5, "low": 0.1, "high": 0.9, "n": 3, "seed": 0}
+    results = json.dumps([rates, rates | {"suite": "c", "judge": "phrases", "judge_fingerprint": "f"}]).encode()
+    theirs = json.dumps(
+        {"results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.1}}, "n-samples": {"t": {"effective": 9}}}
+    )
+    sound = folder / "sound"
+    sound.mkdir(exist_ok=True)
+    (sound / "samples.jsonl").write_bytes(samples)
+    (sound / "results.json").write_bytes(results)
+
+    def draw(rng: random.Random) -> Callable[[], object]:
+        damaged = folder / "damaged"
+        damaged.mkdir(exist_ok=True)
+        (damaged / "samples.jsonl").write_bytes(mutate.in_json_lines(rng, samples))
+        (damaged / "results.json").write_bytes(mutate.in_json(rng, results) if rng.random() < 0.5 else results)
+        (folder / "results_1.json").write_bytes(mutate.in_json(rng, theirs.encode()))
+        match rng.randrange(3):
+            case 0:
+                return lambda: (
+                    how_made(damaged),
+                    aggregate(grade(read_samples(damaged), [load_judge()]), [load_judge()]),
+                )
+            case 1:
+                return lambda: comparison_text([], [compare(*map(read_evaluation, map(str, (sound, damaged))))])
+            case _:
+                places = [str(rng.choice((damaged, sound, folder / "results_1.json"))) for _ in range(2)]
+                return lambda: table_text({place: read_column(place) for place in places})
 
     return draw
 
@@ -132,7 +199,12 @@ def answers(folder: pathlib.Path) -> Draw:
         said, reference = mutate.in_text(rng, rng.choice(sound), sound), rng.choice(sound)
         if rng.random() < 0.3:
             reference = mutate.in_text(rng, reference, sound)
-        return lambda: (grade_number(said, reference), grade_math(said, reference))
+        return lambda: (
+            grade_number(said, reference),
+            grade_math(said, reference),
+            grade_choice(said, "B", [reference]),
+            load_judge().judge("", said),
+        )
 
     return draw
 
@@ -199,7 +271,7 @@ def settings(folder: pathlib.Path) -> Draw:
 
 def rules(folder: pathlib.Path) -> Draw:
     """Judge, scaffold and rewrite request files."""
-    phrases = DEFAULT_PHRASES.read_bytes()
+    phrases = (ASSETS / "tiny_judge.json").read_bytes()
     small = json.dumps(
         {"refusal": ["I cannot"], "compliance": ["step [0-9]+", "(?:a|b)c"], "default": "other", "window": 50}
     )
@@ -293,6 +365,7 @@ def servers(folder: pathlib.Path) -> Draw:
 KINDS = {
     kind.__name__: kind
     for kind in (
-        traces, suites, answers, configs, tokenizers, templates, weights, stages, settings, rules, specs, servers
+        traces, suites, evaluations, answers, configs, tokenizers, templates, weights, stages, settings, rules, specs,
+        servers,
     )
 }  # fmt: skip

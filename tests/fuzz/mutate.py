@@ -76,7 +76,7 @@ def in_value(rng: random.Random, value: Any) -> Any:
             case 5:
                 holder[key] = _deep(rng, holder[key])
             case _:
-                holder[key] = rng.choice(VALUES)
+                holder[key] = json.loads(json.dumps(rng.choice(VALUES)))  # its own, that others may change
         if not places:
             value = holder[0] if holder else None
     return value

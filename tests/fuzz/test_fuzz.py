@@ -24,8 +24,8 @@ CASES = int(os.environ.get("FUZZ", "1000"))
 PATIENCE = 60
 """Seconds without a sign of life."""
 KINDS = (
-    "traces", "suites", "answers", "configs", "tokenizers", "templates", "weights", "stages", "settings", "rules",
-    "specs", "servers",
+    "traces", "suites", "evaluations", "answers", "configs", "tokenizers", "templates", "weights", "stages", "settings",
+    "rules", "specs", "servers",
 )  # fmt: skip
 
 

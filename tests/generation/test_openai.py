@@ -225,3 +225,40 @@ def test_addresses_that_cannot_be_used(url, model, message):
     with pytest.raises(UserError, match=message) as caught:
         OpenAIEngine(url, model)
     assert "pw" not in str(caught.value)
+
+
+class Chat:
+    """The part of a ChatFormat that the engine needs."""
+
+    endings = ["<|end|>", "<|eos|>"]
+
+    def prompt_text(self, prompt: str, system: str | None = None) -> str:
+        return f"<|user|>{prompt}<|bot|>"
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "text"),
+    [
+        ({"content": "b<|end|>", "reasoning_content": "a"}, "stop", "<think>\na\n</think>\n\nb"),
+        ({"content": "<think>a</think>b <|end|><|eos|>\n"}, "stop", "<think>a</think>b "),
+        # transformers' server, where the thinking was cut: the prompt in place of an answer.
+        ({"content": "<|user|>hello<|bot|>", "reasoning_content": "a"}, "length", "<think>\na"),
+        ({"content": "<|user|>hello", "reasoning_content": "a"}, "length", "<think>\na"),
+        # An answer may well repeat what it was asked.
+        ({"content": "hello", "reasoning_content": "a"}, "length", "<think>\na\n</think>\n\nhello"),
+        ({"content": "<|user|>hello<|bot|>", "reasoning_content": "a"}, "stop",
+         "<think>\na\n</think>\n\n<|user|>hello<|bot|>"),
+    ],
+)  # fmt: skip
+def test_what_servers_leave_of_control_tokens_is_taken_off(message, finish, text):
+    with serving(lambda *_: said(message, finish)) as (url, _):
+        (row,) = complete(url, Request("a", "hello"), chat=Chat()).values()
+    assert row.text == text and row.truncated == (finish == "length")
+
+
+@pytest.mark.parametrize(("usage", "tokens"), [({"completion_tokens": 7}, 7), ({}, None), (None, None), ([1], None)])
+def test_the_number_of_tokens_is_what_the_server_says(usage, tokens):
+    answer = {"choices": [{"message": {"content": "b"}, "finish_reason": "stop"}], "usage": usage}
+    with serving(lambda *_: (200, answer)) as (url, _):
+        (row,) = complete(url, Request("a", "hello")).values()
+    assert row.tokens == tokens

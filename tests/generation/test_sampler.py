@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dgr_jax.errors import UserError
 from dgr_jax.generation import decode
 from dgr_jax.generation.decode import pick_tokens
-from dgr_jax.generation.engine import Decoding, Request
-from dgr_jax.generation.sampler import Sampler
+from dgr_jax.generation.engine import Decoding, Prefill, Request, prefills
+from dgr_jax.generation.sampler import Prompt, Sampler
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tokens.packing import TokenSequence
 
@@ -173,3 +174,61 @@ def test_a_row_ends_at_the_last_position(sampler):
     assert little.truncated and prompt + len(little.token_ids) == last
     alone = generate(sampler, requests(3))
     assert {key: found[key].token_ids for key in alone} == {key: c.token_ids for key, c in alone.items()}
+
+
+def test_a_prefill_begins_the_response_where_it_says(sampler):
+    chat = sampler.chat
+    at = {
+        None: "",
+        Prefill("Sure, the lid"): "<think>\nSure, the lid",
+        Prefill("Sure, the lid", "answer"): "<think>\n\n</think>\n\nSure, the lid",
+        Prefill("", "thinking"): "<think>\n",
+    }
+    rows = [Request(f"row-{n}", "How do I open the jar?", prefill=prefill) for n, prefill in enumerate(at)]
+    greedy = Decoding(temperature=0.0, max_new_tokens=6)
+    found = generate(sampler, rows, greedy)
+    for row, begins in zip(rows, at.values(), strict=True):
+        completion = found[row.id, 0]
+        assert completion.text.startswith(begins)
+        # The tokens are those that were generated, after the prompt and the prefill.
+        more = chat.prefill_ids(row.prefill.text, row.prefill.at)[0] if row.prefill else []
+        ids = [*chat.prompt_ids(row.prompt), *more]
+        (plain,) = sampler.continue_tokens([Prompt("x", ids)], greedy, seed=0)
+        assert completion.token_ids == tuple(plain.token_ids)
+        assert completion.text == begins + chat.decode(plain.token_ids[: -1 if plain.ended else None])
+    parsed = chat.parse(found["row-2", 0].text)
+    assert parsed.reasoning == "" and parsed.answer.startswith("Sure, the lid")
+
+
+def test_a_prefill_may_be_cut_to_its_first_tokens(sampler):
+    chat = sampler.chat
+    whole, _ = chat.prefill_ids("Sure, the lid turns to the left.", "thinking")
+    lead, said = chat.prefill_ids("", "thinking")
+    assert said == "<think>\n" and whole[: len(lead)] == lead
+    ids, text = chat.prefill_ids("Sure, the lid turns to the left.", "thinking", 3)
+    assert ids == whole[: len(lead) + 3] and text == chat.decode(ids)
+    # What it spells as a control token is text.
+    spelt, text = chat.prefill_ids("Sure.</think>", "thinking")
+    assert text == "<think>\nSure.</think>" and chat.tokenizer.convert_tokens_to_ids("</think>") not in spelt
+
+
+def test_own_words_as_prefill_change_nothing(tiny_lrm):
+    """What the model would say anyway, put before it: it goes on as it would have."""
+    sampler = Sampler.from_pretrained(tiny_lrm, batch_size=4, show_progress=False)
+    greedy = Decoding(temperature=0.0, max_new_tokens=96)
+    rows = [Request(str(n), prompt) for n, prompt in enumerate(PROMPTS[:2])]
+    free = generate(sampler, rows, greedy)
+    for row in rows:
+        own = sampler.chat.parse(free[row.id, 0].text).reasoning
+        assert own
+        begun = Request(row.id, row.prompt, prefill=Prefill(own, "thinking", 5))
+        (again,) = generate(sampler, [begun], greedy).values()
+        assert again.text == free[row.id, 0].text and len(again.token_ids) < len(free[row.id, 0].token_ids)
+
+
+def test_fields_give_each_item_a_prefill_of_its_own():
+    of = prefills("field:target", "answer", 4)
+    assert of({"target": "Sure"}, "item 'a'") == Prefill("Sure", "answer", 4)
+    assert prefills("Sure", "thinking")({}, "item 'a'") == Prefill("Sure")
+    with pytest.raises(UserError, match="item 'a': has no text in field 'target' for `prefill`; its fields are group"):
+        of({"group": "g"}, "item 'a'")

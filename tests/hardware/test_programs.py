@@ -42,8 +42,8 @@ def copied(plan: Plan, name: str) -> int:
     [
         (QWEN3_06B, "v5e:1", 10.0),
         (QWEN3_8B, "h100:8", 24.0),
-        pytest.param(QWEN3_8B, "v5p:4x4x4", 8.1, marks=pytest.mark.pods),
-        pytest.param(R1_QWEN_32B, "v5p:4x4x4", 18.4, marks=pytest.mark.pods),
+        pytest.param(QWEN3_8B, "v5p:4x4x4", 8.1, marks=pytest.mark.slow),
+        pytest.param(R1_QWEN_32B, "v5p:4x4x4", 18.4, marks=pytest.mark.slow),
     ],
 )
 def test_a_training_step_fits(config, device, most):
@@ -62,6 +62,7 @@ def test_a_training_step_fits(config, device, most):
     assert not [one for one in summed for _, shape in one.arrays if shape[-2:] == activations]
 
 
+@pytest.mark.slow
 def test_a_training_step_of_our_kernels_over_devices():
     """Asked for by name, on packed rows: rows over fsdp, heads and vocabulary over tensor."""
     here = setting(QWEN3_06B, "v6e:4", "fsdp=2,tensor=2")._replace(implementation="tpu")
@@ -79,7 +80,10 @@ def refining(device: str) -> Plan:
     return plan_refine(setting(QWEN3_06B, device), None, 512, 4096, temperature=0.6, search=False)
 
 
-@pytest.mark.parametrize("device", ["v5e:1", "v5p:1", "v6e:1", "h100:1"])
+@pytest.mark.parametrize(
+    "device",
+    ["v5e:1", pytest.param("v5p:1", marks=pytest.mark.slow), pytest.param("v6e:1", marks=pytest.mark.slow), "h100:1"],
+)
 def test_refining_fits_with_the_batch_that_is_chosen(device):
     plan = refining(device)
     assert plan.fits, plan.text()

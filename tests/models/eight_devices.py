@@ -30,6 +30,19 @@ MESHES = (None, "auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
 ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
 
 
+CANDIDATES = [5, 3, 90]
+
+
+def candidates(model: Decoder, scorer: Scorer, mesh: Any) -> Any:
+    """By a scorer of their own: the other's shapes are counted."""
+    return Scorer(model, None, mesh=mesh, tokens_per_batch=2048).candidates(prompts(scorer), CANDIDATES)
+
+
+def prompts(scorer: Scorer) -> list[list[int]]:
+    """Of the first rows, as tokens."""
+    return [scorer.chat.prompt_ids(row.prompt) for row in ROWS[:5]]
+
+
 def main(model: pathlib.Path, folder: pathlib.Path) -> None:
     results = {}
     compiled: collections.Counter[str] = collections.Counter()
@@ -52,6 +65,7 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
             "scores": [score.token_log_probs for score in scorer.score(ROWS, keep_tokens=True)],
             "shared": [score.token_log_probs for score in scorer.score(continuations(), keep_tokens=True)],
             "saved": scorer.cost.shared,
+            "candidates": [found.tolist() for found in candidates(loaded, scorer, mesh)],
             "tokens": {c.id: c.token_ids for c in completions},
             **trained(model, folder / f"sft-{text}", scorer.chat, mesh),
             "largest share": largest_share(loaded),

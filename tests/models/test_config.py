@@ -41,7 +41,7 @@ def test_round_trip(family, eos):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'; supported architectures are llama, qwen2, qwen3"),
+        ({"model_type": "mamba"}, "model_type is 'mamba'; supported architectures are llama, mistral, qwen2, qwen3"),
         ({"model_type": None}, "model_type is None"),
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
         ({"new_trick": 3}, "unknown key 'new_trick'"),

@@ -14,8 +14,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from dgr_jax.errors import UserError
 from dgr_jax.models.sharding import make_mesh, partition_spec, replication
 from dgr_jax.scoring.scorer import Scorer
-from tests.models.eight_devices import ROWS, continuations
-from tests.scoring.cases import in_float64
+from tests.models.eight_devices import CANDIDATES, ROWS, continuations, prompts
+from tests.scoring.cases import distributions_in_float64, in_float64
 
 MESHES = ("auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
 
@@ -52,6 +52,14 @@ def test_scores(results, in_float64_by_kind, mesh, kind):
     for here, expected in zip(results[mesh][kind], in_float64_by_kind[kind], strict=True):
         np.testing.assert_allclose(here, expected, atol=1e-5)
     assert results[mesh]["saved"] > 1000
+
+
+@pytest.mark.parametrize("mesh", ["None", *MESHES])
+def test_candidates(results, random_model, mesh):
+    scorer = Scorer.from_pretrained(random_model)
+    for found, ids in zip(results[mesh]["candidates"], prompts(scorer), strict=True):
+        expected = distributions_in_float64(scorer.model, np.array(ids))[-1, CANDIDATES]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from dgr_jax.models.config import Llama3Scaling, ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.models.weights import from_pretrained, save_pretrained
+from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tiny_world.alignment import problem_suite, safety_rows
 from tests.calling import call_here
 
@@ -98,11 +100,44 @@ def test_the_transformers_that_was_asked_for_is_here():
     assert transformers.__version__ == os.environ.get("TRANSFORMERS", transformers.__version__)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(
+    ("family", "seed"), [*itertools.product(("qwen2", "qwen3", "llama"), range(4)), ("mistral", 0), ("mistral", 1)]
+)
 def test_logits_of_fuzzed_architectures(torch, tmp_path, family, seed):
     save_pretrained(loud_model(fuzzed(family, seed), seed), tmp_path / "model", max_shard_bytes=20_000)
     assert_same_logits(torch, tmp_path / "model")
+
+
+def test_a_classifier_scores_as_transformers(torch, tmp_path):
+    import transformers
+
+    config = dataclasses.replace(fuzzed("llama", 3), labels=14, tie_embeddings=False)
+    save_pretrained(loud_model(config, 0), tmp_path / "model")
+    scorer = Scorer(from_pretrained(tmp_path / "model", dtype="float32", classifier=True), None, tokens_per_batch=512)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, config.vocab_size, length).tolist() for length in (5, 300, 40)]
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    for prompt, found in zip(prompts, scorer.class_scores(prompts), strict=True):
+        with torch.inference_mode():
+            expected = theirs(torch.tensor([prompt])).logits[0].numpy()
+        assert expected.std() > 0.5 and np.abs(found - expected).max() < 1e-4
+
+
+def test_candidates_are_transformers_log_softmax(torch, tmp_path):
+    import transformers
+
+    config = fuzzed("mistral", 2)
+    save_pretrained(loud_model(config, 0), tmp_path / "model")
+    scorer = Scorer(from_pretrained(tmp_path / "model", dtype="float32"), None, tokens_per_batch=512)
+    rng = np.random.default_rng(0)
+    begin = rng.integers(1, config.vocab_size, 50).tolist()  # which all share
+    prompts = [[*begin, *rng.integers(1, config.vocab_size, length)] for length in (1, 200, 9)]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    for prompt, found in zip(prompts, scorer.candidates(prompts, [7, 3, 50]), strict=True):
+        with torch.inference_mode():
+            logits = theirs(torch.tensor([prompt])).logits[0, -1]
+        expected = torch.log_softmax(logits, -1)[[7, 3, 50]].numpy()
+        assert np.abs(found - expected).max() < 1e-4
 
 
 def with_real_keys(raw: dict, folder: pathlib.Path, seed: int) -> pathlib.Path:

@@ -218,3 +218,29 @@ def test_what_lies_beyond_the_models_positions_is_refused_or_cut(random_model):
         training_sequences([long], chat, 512, 40)
     with pytest.raises(UserError, match="more than the model's 40 positions; drop it"):
         train(model, training_sequences([long], chat, 512), Recipe(row_length=512, steps=1))
+
+
+def test_candidates_are_log_probabilities_at_one_position(scorer):
+    rng = np.random.default_rng(0)
+    begin = rng.integers(1, scorer.model.config.vocab_size, 60).tolist()
+    prompts = [[*begin, *rng.integers(1, scorer.model.config.vocab_size, n).tolist()] for n in (1, 2, 150, 40)]
+    prompts.append([7])
+    ids = [4, 0, 90, 4]
+    saved = scorer.cost.shared
+    found = list(scorer.candidates(iter(prompts), ids))
+    assert scorer.cost.shared > saved  # what they begin with is computed once
+    for prompt, log_probs in zip(prompts, found, strict=True):
+        assert log_probs.dtype == np.float32 and log_probs.shape == (4,)
+        np.testing.assert_allclose(
+            log_probs, distributions_in_float64(scorer.model, np.array(prompt))[-1, ids], atol=1e-5
+        )
+    assert list(scorer.candidates([], ids)) == []
+    with pytest.raises(UserError, match="candidates: token 100000 is outside the vocabulary"):
+        list(scorer.candidates(prompts, [100_000]))
+    with pytest.raises(UserError, match="`token_ids` is empty"):
+        list(scorer.candidates(prompts, []))
+    for bad in ([], [3] * 513):
+        with pytest.raises(UserError, match=f"prompt 1 has {len(bad)} tokens; give 1 to the model's 512 positions"):
+            list(scorer.candidates([[3], bad], ids))
+    with pytest.raises(UserError, match="sequence 1: token -1 is outside"):
+        list(scorer.candidates([[3], [-1]], ids))

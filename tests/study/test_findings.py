@@ -24,8 +24,15 @@ RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate", "shift_nll")
 PROMPTS = 150
 
 
+def measured(value: float, backwards: bool = False) -> dict[str, Any]:
+    """A rate of which the first prompts are right, or, independently of those, the first of a shuffled order."""
+    right = np.arange(PROMPTS) < round(value * PROMPTS)
+    order = np.random.default_rng(1).permutation(PROMPTS) if backwards else np.arange(PROMPTS)
+    return {"value": value, "n": PROMPTS, "per_item": dict(enumerate(right[order].astype(float).tolist()))}
+
+
 def run(kind: str, seed: int = 0, *values: float, **changes: Any) -> dict[str, Any]:
-    numbers = {rate: {"value": value, "n": PROMPTS} for rate, value in zip(RATES, values, strict=True)}
+    numbers = {rate: measured(value, kind == "DGR") for rate, value in zip(RATES, values, strict=True)}
     numbers["refusal_rate"] = {"value": 1 - numbers["harmful_rate"]["value"], "n": PROMPTS}
     arm = {
         "train_rows": 300,
@@ -59,8 +66,8 @@ def verdicts(vanilla: list[float], refined: list[float]) -> list[str]:
         ([0.1, 0.9], [0.9, 0.8], "undecided"),
         ([0.50, 0.50], [0.53, 0.54], "undecided"),
         ([0.0], [1.0], "agrees"),
-        ([0.4], [0.5], "undecided"),  # 10 points of 150 prompts: 1.96 standard errors are 11
-        ([0.4], [0.52], "agrees"),
+        ([0.4], [0.48], "undecided"),  # 8 points of 150 prompts that fall independently: the interval is 11 wide
+        ([0.4], [0.55], "agrees"),
         ([0.02, 0.0], [0.04, 0.05], "nothing left"),
     ],
 )
@@ -78,7 +85,7 @@ def test_pairs_differ_in_wording_alone():
     assert pair.gains == [pytest.approx(0.5)] and pair.base == 1.0
     assert pair.refined["over_refusal_rate"] == [0.3]
     head, row = comparison_table([pair])
-    assert dict(zip(head, row, strict=True))["difference"] == "+50" and row[-1] == "agrees"
+    assert dict(zip(head, row, strict=True))["difference [95 %]"] == "+50 [+41, +58]" and row[-1] == "agrees"
 
 
 def grid(lost: dict[str, float], **changes: Any) -> list[dict[str, Any]]:
@@ -144,12 +151,13 @@ def test_shift_is_ranked_among_arms_that_differ_in_wording_alone():
     both, *alone = correlate(runs)
     assert [(c.source, c.arms) for c in (both, *alone)] == [("all sources", 8), ("s", 4), ("t", 4)]
     # Losses .8, .2, .3, .1 against 6, 4, 2, 1 nats a token, and against 300, 400, 200, 100 a row of 50 or 100 tokens.
-    assert alone[0].per_token == pytest.approx(0.8) and alone[0].per_row == pytest.approx(0.4)
-    assert correlation_table(alone)[1] == ["0.0002", "m", "s", "yes", "4", "+0.80", "+0.40"]
+    assert alone[0].per_token.value == pytest.approx(0.8) and alone[0].per_row.value == pytest.approx(0.4)
+    assert alone[0].per_token.p == pytest.approx(8 / 24)  # four orders of four are as good, and four as bad
+    assert correlation_table(alone)[1] == ["0.0002", "m", "s", "yes", "4", "+0.80 (p .33)", "+0.40 (p .75)"]
     shift = dict(claims(runs))["Damage grows with the shift of the rows"]
     assert shift == (
-        "Within a source, rho by learning rate: 0.0002: +0.80, +0.80; over all sources, rho by learning rate: "
-        f"0.0002: {both.per_token:+.2f}."
+        "Within a source, rho by learning rate: 0.0002: +0.80 (p .33), +0.80 (p .33); over all sources, rho by "
+        f"learning rate: 0.0002: {both.per_token}."
     )
     assert (
         correlate(runs[:5]) == [] and "Not tested" in dict(claims(runs[:5]))["Damage grows with the shift of the rows"]
@@ -163,4 +171,5 @@ def test_rank_correlation_is_spearmans(points):
     if len(set(x)) == 1 or len(set(y)) == 1:
         assert found is None
     else:
-        assert found == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9) and np.isfinite(found)
+        assert found.value == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+        assert 0 < found.p <= 1
