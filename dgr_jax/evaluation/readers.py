@@ -23,14 +23,10 @@ class Reader:
     """How a published format is read.
 
     Attributes:
-      what: the set, for documents.
-      kind: of its items; "harmful or benign" where each row says.
       suffix: format of a path whose own ending says nothing.
       make: (row, its place, its id) -> item.
     """
 
-    what: str
-    kind: str
     suffix: str
     make: Callable[[Row, str, str], Item]
 
@@ -274,31 +270,26 @@ def read_own(path: str) -> Iterator[Item]:
 
 
 READERS: dict[str, Reader] = {
-    "gsm8k": Reader("GSM8K", "reasoning", ".jsonl", _gsm8k),
-    "svamp": Reader("SVAMP", "reasoning", ".json", _svamp),
-    "math500": Reader("MATH-500", "math", ".jsonl", _math500),
-    "math": Reader("MATH, its own files or their folder", "math", "", _solved),
-    "minerva": Reader("Minerva MATH", "math", ".jsonl", _solved),
-    "aime": Reader("AIME", "reasoning", ".jsonl", _problem("reasoning", "problem|Problem|question", "answer|Answer",
-                                                          "year|Year", "id|ID")),
-    "amc23": Reader("AMC 2023", "reasoning", ".jsonl", _problem("reasoning", "question|problem", "answer")),
-    "olympiadbench": Reader("OlympiadBench, open-ended", "math", ".jsonl", _olympiad),
-    "gpqa": Reader("GPQA", "choice", ".csv", _gpqa),
-    "mmlu": Reader("MMLU", "choice", ".jsonl", _mmlu),
-    "aqua": Reader("AQuA-RAT", "choice", ".jsonl", _aqua),
-    "xstest": Reader("XSTest", "harmful or benign", ".csv", _xstest),
-    "strongreject": Reader("StrongREJECT", "harmful", ".csv", _request("harmful", "forbidden_prompt", "category")),
-    "jailbreakbench": Reader("JailbreakBench, harmful half, CSV or refusal_direction's JSON", "harmful", ".json",
-                             _request("harmful", "instruction|Goal", "category|Category")),
-    "jailbreakbench_benign": Reader("JailbreakBench, benign half", "benign", ".csv",
-                                    _request("benign", "instruction|Goal", "category|Category")),
-    "simplesafetytests": Reader("SimpleSafetyTests", "harmful", ".csv",
-                                _request("harmful", "prompts_final", "harm_area")),
-    "harmbench": Reader("HarmBench's behaviors, with their contexts", "harmful", ".csv", _harmbench),
-    "do_not_answer": Reader("do-not-answer", "harmful", ".csv", _request("harmful", "question", "risk_area", "id")),
-    "malicious_instruct": Reader("MaliciousInstruct, JSON or a prompt a line", "harmful", ".json",
-                                 _request("harmful", "instruction", "category")),
-    "wildjailbreak": Reader("WildJailbreak", "harmful or benign", ".tsv", _wildjailbreak),
-    "alpaca": Reader("Alpaca-like lists of harmless instructions", "benign", ".json", _alpaca),
-}  # fmt: skip
+    "gsm8k": Reader(".jsonl", _gsm8k),
+    "svamp": Reader(".json", _svamp),
+    "math500": Reader(".jsonl", _math500),
+    "math": Reader("", _solved),
+    "minerva": Reader(".jsonl", _solved),
+    "aime": Reader(".jsonl", _problem("reasoning", "problem|Problem|question", "answer|Answer", "year|Year", "id|ID")),
+    "amc23": Reader(".jsonl", _problem("reasoning", "question|problem", "answer")),
+    "olympiadbench": Reader(".jsonl", _olympiad),
+    "gpqa": Reader(".csv", _gpqa),
+    "mmlu": Reader(".jsonl", _mmlu),
+    "aqua": Reader(".jsonl", _aqua),
+    "xstest": Reader(".csv", _xstest),
+    "strongreject": Reader(".csv", _request("harmful", "forbidden_prompt", "category")),
+    "jailbreakbench": Reader(".json", _request("harmful", "instruction|Goal", "category|Category")),
+    "jailbreakbench_benign": Reader(".csv", _request("benign", "instruction|Goal", "category|Category")),
+    "simplesafetytests": Reader(".csv", _request("harmful", "prompts_final", "harm_area")),
+    "harmbench": Reader(".csv", _harmbench),
+    "do_not_answer": Reader(".csv", _request("harmful", "question", "risk_area", "id")),
+    "malicious_instruct": Reader(".json", _request("harmful", "instruction", "category")),
+    "wildjailbreak": Reader(".tsv", _wildjailbreak),
+    "alpaca": Reader(".json", _alpaca),
+}
 """Name -> reader."""

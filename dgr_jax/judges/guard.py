@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from etils import epath
 from dgr_jax.errors import UserError
 from dgr_jax.generation.engine import Decoding
 from dgr_jax.generation.sampler import Prompt, Sampler
+from dgr_jax.judges import formats
 from dgr_jax.judges.formats import FORMATS, GuardFormat, whole
 from dgr_jax.judges.judge import Judgement, Output, Verdict
 from dgr_jax.models.decoder import Decoder
@@ -85,7 +87,7 @@ class Guard:
     @functools.cached_property
     def _fingerprint(self) -> str:  # gigabytes are read for it
         model = {"model": fingerprint_model(self._folder), "dtype": self._how["dtype"]}
-        return fingerprint_records([model | self.about])
+        return fingerprint_records([model | self.about | {"rules": inspect.getsource(formats)}])
 
     def judge_all(self, outputs: Sequence[Output], *, parts_in: epath.PathLike | None = None) -> Iterator[Judgement]:
         """See `Judge.judge_all`.

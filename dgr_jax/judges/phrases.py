@@ -5,6 +5,7 @@ import inspect
 import json
 import pathlib
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,8 @@ class PhraseJudge:
 
     def _fingerprint(self, rules: Any) -> str:
         # A rule that moves from data into code, or out of it, must not go unnoticed.
-        return hashlib.sha256(json.dumps([rules, inspect.getsource(english), type(self).__name__]).encode()).hexdigest()
+        code = [inspect.getsource(module) for module in (english, sys.modules[__name__])]
+        return hashlib.sha256(json.dumps([rules, code, type(self).__name__]).encode()).hexdigest()
 
     def judge(self, prompt: str, answer: str, thinking: str = "") -> Judgement:
         """Judges one answer, or thinking and answer together."""
