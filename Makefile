@@ -30,7 +30,7 @@ test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest a
 	$(BIN)/python -m pytest -m parity tests/parity
 	$(QUICK) TRANSFORMERS=$(OLDEST_TRANSFORMERS) .venv/oldest/bin/python -m pytest -m parity tests/parity
 
-test-servers: .venv/servers/installed  ## evaluate and refine through a real server, transformers serve, on the embedded model.
+test-servers: .venv/servers/installed  ## evaluate and refine through real servers, transformers' and llama.cpp's, on the embedded model.
 	.venv/servers/bin/python -m pytest -m servers tests/servers
 
 test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
@@ -96,7 +96,7 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 
 .venv/servers/installed: .venv/parity .venv/servers/pyvenv.cfg
 	.venv/servers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		'transformers[serving]'
+		'transformers[serving]' xllamacpp gguf
 	@touch $@
 
 # In .venv itself JAX would look for a TPU and a GPU whenever it starts.

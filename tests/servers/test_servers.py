@@ -1,4 +1,4 @@
-"""Real servers behind the engine: what `transformers serve` says of the embedded model is what our sampler says."""
+"""Real servers behind the engine: what they say of the embedded model is what our sampler says."""
 
 import contextlib
 import json
@@ -22,20 +22,26 @@ from tests.calling import call_here, environment
 
 pytestmark = pytest.mark.servers
 _SECONDS = 240
+HERE = pathlib.Path(__file__).parent
 SUITES = [problem_suite(12, seed=0), request_suite(6, harmful=True, seed=0), request_suite(6, harmful=False, seed=0)]
 REQUESTS = [Request(f"{suite.kind}/{item.id}", item.prompt) for suite in SUITES for item in suite.items]
 
 
+def command(kind: str, model: pathlib.Path, port: int) -> list[str | pathlib.Path]:
+    if kind == "llama.cpp":
+        return [HERE / "llama_cpp_serve.py", model, str(port)]
+    how = ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    return [HERE / "transformers_serve.py", "serve", model, *how]
+
+
 @contextlib.contextmanager
-def serving(model: pathlib.Path) -> Iterator[str]:
+def serving(kind: str, model: pathlib.Path) -> Iterator[str]:
     """A server's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = pathlib.Path(__file__).with_name("serve.py")
-    how = ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(
-        [sys.executable, script, "serve", model, *how], env=environment(), stdout=subprocess.DEVNULL,
+        [sys.executable, *command(kind, model, port)], env=environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -58,9 +64,9 @@ def sampler(tiny_lrm) -> Sampler:
     return Sampler.from_pretrained(tiny_lrm, batch_size=8, show_progress=False)
 
 
-@pytest.fixture(scope="module")
-def address(tiny_lrm) -> Iterator[str]:
-    with serving(tiny_lrm) as address:
+@pytest.fixture(scope="module", params=["transformers", "llama.cpp"])
+def address(request: pytest.FixtureRequest, tiny_lrm) -> Iterator[str]:
+    with serving(request.param, tiny_lrm) as address:
         yield address
 
 
