@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import special
+from scipy import fft, special
 
 _Z = 1.959963984540054
 _RESAMPLES = 2000
@@ -104,8 +104,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     """Mean of b less mean of a over the same items.
 
     The interval is Agresti and Min's (2005): two imagined pairs, half of one for each way that a pair may fall, so that
-    it holds where few items differ; Student's t at the number of units. p is exact, of sign flips unit by unit; for
-    single samples it is McNemar's exact test.
+    it holds where few items differ; Student's t at the number of units. p is of all sign flips unit by unit, see
+    `_sign_flips`; for single samples it is McNemar's exact test.
 
     Args:
       a, b: each item's rate on either side, in [0, 1].
@@ -117,10 +117,11 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     if len(a) != len(b) or not len(a) or (clusters is not None and len(clusters) != len(a)):
         raise ValueError(f"paired_difference takes equal, non-empty lists, not {len(a)} and {len(b)}")
     each = np.asarray(b, np.float64) - np.asarray(a, np.float64)
-    units = each
+    sums = each
     if clusters is not None:
         _, of = np.unique([repr(cluster) for cluster in clusters], return_inverse=True)
-        units = np.bincount(of, each) * (of.max() + 1) / len(each)  # sums, so scaled that their mean is the items'
+        sums = np.bincount(of, each)
+    units = sums * len(sums) / len(each)  # so scaled that their mean is the items'
     value, n = float(each.mean()), len(units) + 2
     centre = float(units.sum()) / n
     error = math.sqrt(max(0.0, (float((units**2).sum()) + 1) / n - centre**2) / n)
@@ -128,7 +129,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], clusters: Sequence
     low, high = max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half))
     method = f"paired by {'item' if clusters is None else 'cluster'}, Agresti-Min with t"
     up, down = int((each > 0).sum()), int((each < 0).sum())
-    return Difference(value, low, high, method, len(units), _sign_flips(units), up, down)
+    return Difference(value, low, high, method, len(units), _sign_flips(sums), up, down)
 
 
 _FINEST = 1000
@@ -136,20 +137,37 @@ _FINEST = 1000
 
 
 def _sign_flips(units: np.ndarray) -> float:
-    """Share of all 2^n sign patterns under which the absolute sum is at least as great as it is: exact, by convolution
-    of distributions on a grid, which holds every mean of up to `_FINEST` samples where the units have one."""
+    """Share of all 2^n sign patterns under which the absolute sum is at least as great as it is, by convolution of
+    distributions on a grid: exact where one of at most `_FINEST` steps holds all units, as it does for items of equally
+    many samples; else, for what rounding may have lost, to the larger side.
+    """
     exact = [fractions.Fraction(unit).limit_denominator(_FINEST).denominator for unit in np.unique(units).tolist()]
-    grid = min(math.lcm(*exact), _FINEST)
-    steps = np.abs(np.round(units * grid).astype(np.int64))
-    steps, total = steps[steps > 0], abs(int(np.round(units * grid).sum()))
-    chances = np.ones(1)  # of sums -size, -size + 2, ..., size
+    needed = math.lcm(*exact)
+    grid = min(needed, _FINEST)
+    steps = np.round(units * grid).astype(np.int64)
+    total = abs(int(steps.sum()))
+    if grid < needed:  # four deviations of the sum of so many rounding errors
+        total -= math.ceil(4 * math.sqrt(np.count_nonzero(steps) / 12))
+    chances = _of_signs(np.sort(np.abs(steps[steps != 0])).tolist())
+    sums = np.abs(2 * np.arange(len(chances)) - (len(chances) - 1))
+    return float(min(1.0, chances[sums >= total].sum()))
+
+
+def _of_signs(steps: list[int]) -> np.ndarray:
+    """Chances of the sums -size, -size + 2, ..., size of steps, each with a random sign."""
+    if len(steps) > 32:
+        halves = _of_signs(steps[: len(steps) // 2]), _of_signs(steps[len(steps) // 2 :])
+        size = sum(map(len, halves)) - 1
+        fast = fft.next_fast_len(size, real=True)
+        of_halves = [np.fft.rfft(half, fast) for half in halves]
+        return np.maximum(np.fft.irfft(of_halves[0] * of_halves[1], fast)[:size], 0)
+    chances = np.ones(1)
     for step in steps:
         wider = np.zeros(len(chances) + step)
         wider[: len(chances)] += chances / 2
         wider[step:] += chances / 2
         chances = wider
-    sums = np.abs(2 * np.arange(len(chances)) - int(steps.sum()))
-    return float(min(1.0, chances[sums >= total].sum()))
+    return chances
 
 
 def rate(value: float, n: int) -> Interval:

@@ -1,6 +1,8 @@
 """Intervals: known formulas, and the coverage they promise."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -117,6 +119,30 @@ def test_paired_difference_by_clusters_has_clusters_for_units():
     assert items.value == clusters.value == 0.25 and (items.n, clusters.n) == (40, 4)
     assert items.p < 0.01 and clusters.p == 1.0
     assert clusters.high - clusters.low > 2 * (items.high - items.low)
+
+
+def brute_force(units: Sequence[float]) -> float:
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(units))))
+    return float((np.abs(signs @ units) >= abs(sum(units)) - 1e-9).mean())
+
+
+def test_p_of_clusters_is_that_of_all_sign_flips_of_their_sums():
+    sums, N = [0, -2, 1, 1, 5, 2, 5, 1, 6, 0], 2162
+    clusters, a, b = np.arange(N) % len(sums), np.zeros(N), np.zeros(N)
+    for cluster, total in enumerate(sums):
+        (b if total > 0 else a)[np.flatnonzero(clusters == cluster)[: abs(total)]] = 1
+    found = paired_difference(a.tolist(), b.tolist(), clusters.tolist())
+    assert found.p == pytest.approx(brute_force(sums), abs=1e-12) == pytest.approx(0.0703125)
+    assert found.value == pytest.approx(sum(sums) / N)
+
+
+def test_p_of_unequal_numbers_of_samples_is_never_too_small():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        samples = rng.integers(5, 14, 11)
+        units = rng.integers(-samples, samples + 1) / samples
+        p, exact = paired_difference([0.0] * 11, units.tolist()).p, brute_force(units.tolist())
+        assert exact - 1e-9 <= p <= exact + 0.01
 
 
 def test_paired_difference_of_nothing():

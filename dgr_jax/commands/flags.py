@@ -99,7 +99,7 @@ COMMON: dict[str, Define] = {
     "judge": text(None, "Phrases file of the judge of refusals; by default English's phrases."),
     "judges": several(
         'Judge of requests: "phrases" (the default), a phrases file FILE.json, or a guard model as KIND:DIR, such as '
-        "qwen3guard:DIR (docs/evaluation.md has the kinds); repeatable, the first one grades."
+        "qwen3guard:DIR (docs/evaluation.md has the kinds; NAME= before it names it); repeatable, the first one grades."
     ),
 }
 

@@ -15,11 +15,13 @@ from etils import epath
 from dgr_jax.data.files import read_rows
 from dgr_jax.errors import UserError, shown
 from dgr_jax.evaluation.items import PROBLEMS, Kind
-from dgr_jax.evaluation.samples import Sample, judges_of, metrics_of
+from dgr_jax.evaluation.samples import HOW, Sample, how_made, judges_of, metrics_of
 from dgr_jax.judges.judge import HARM
 from dgr_jax.statistics import Difference, paired_difference
 
 type _Row = Mapping[str, Any]
+_FEW = 6
+"""Units below which no difference can have a p under .05."""
 
 _METRICS: dict[Kind, dict[str, Callable[[_Row], bool | None]]] = {
     **dict.fromkeys(PROBLEMS, {"reasoning_accuracy": lambda row: row["grade"] == "correct"}),
@@ -27,13 +29,15 @@ _METRICS: dict[Kind, dict[str, Callable[[_Row], bool | None]]] = {
         "harmful_rate": lambda row: _judged(row, "grade", *HARM),
         "whole_output_harmful_rate": lambda row: _judged(row, "whole_output_grade", *HARM),
     },
-    "benign": {"over_refusal_rate": lambda row: _judged(row, "grade", "refusal")},
+    "benign": {"over_refusal_rate": lambda row: _judged(row, "grade", "refusal", refuses=True)},
 }
 _OF_ALL: dict[str, Callable[[_Row], bool | None]] = {"truncation_rate": lambda row: row["truncated"]}
 
 
-def _judged(row: _Row, field: str, *verdicts: str) -> bool | None:
-    return None if row[field] == "unjudged" else row[field] in verdicts
+def _judged(row: _Row, field: str, *verdicts: str, refuses: bool = False) -> bool | None:
+    if row[field] == "unjudged":
+        return None
+    return row[field] in verdicts or (refuses and row.get("refuses") is True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Evaluation:
       seeds: how many folders.
       judges: suite -> who judged.
       metrics: suite -> what its results have; a suite that is not here has all.
+      made: how the answers were made, as far as its folders say.
     """
 
     name: str
@@ -53,6 +58,11 @@ class Evaluation:
     seeds: int
     judges: Mapping[str, Any]
     metrics: Mapping[str, set[str]]
+    made: Mapping[str, Any]
+
+    def items(self, suite: str) -> set[str]:
+        """Ids of a suite's items."""
+        return {sample.id for sample, _ in self.samples[suite]}
 
     def rates(self, suite: str, metric: str) -> dict[str, float]:
         """Item -> mean over its samples; items without one are left out."""
@@ -105,7 +115,7 @@ def read_evaluation(folders: str) -> Evaluation:
             metrics[suite] = metrics.get(suite, known) & known
     if not found:
         raise UserError(f"{folders or shown(folders)}: has no samples; give folders that evaluate.py wrote")
-    return Evaluation(folders, found, len(names), judges, metrics)
+    return Evaluation(folders, found, len(names), judges, metrics, how_made(names[0])[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +125,17 @@ class Comparison:
     Attributes:
       a, b: their names.
       rows: (suite, metric, rate of A, rate of B over the shared items, difference).
-      left_out: suite -> items that only one of the two has.
+      alone: suite -> items that only one of the two has; None for a suite that only one has.
+      unjudged: suite -> items of both that one of the two has no verdict on.
+      made: what else than the seed differs in how the answers were made: name -> both values.
     """
 
     a: str
     b: str
     rows: Sequence[tuple[str, str, float, float, Difference]]
-    left_out: Mapping[str, int]
+    alone: Mapping[str, int | None]
+    unjudged: Mapping[str, int]
+    made: Mapping[str, tuple[Any, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -129,7 +143,8 @@ class Comparison:
             {"suite": suite, "metric": metric, "a": a, "b": b, **_about(difference)}
             for suite, metric, a, b, difference in self.rows
         ]
-        return {"a": self.a, "b": self.b, "rows": rows, "items_left_out": dict(self.left_out)}
+        left_out = {"alone": dict(self.alone), "unjudged": dict(self.unjudged)}
+        return {"a": self.a, "b": self.b, "rows": rows, **left_out, "made_differently": dict(self.made)}
 
 
 def _about(difference: Difference) -> dict[str, Any]:
@@ -153,21 +168,30 @@ def compare(a: Evaluation, b: Evaluation, *, cluster_by: Literal["item", "group"
             f"{a.name} has suites {', '.join(a.samples)}, {b.name} has {', '.join(b.samples)}: none in common; give "
             "two evaluations on the same suites, under the same names"
         )
-    rows, left_out = [], {}
+    rows, unjudged = [], {}
+    alone: dict[str, int | None] = dict.fromkeys(sorted(a.samples.keys() ^ b.samples.keys()))
     for suite in shared:
         _check_alike(a, b, suite)
-        groups = {sample.id: sample.group for sample, _ in a.samples[suite]}
+        alone[suite] = len(a.items(suite) ^ b.items(suite))
+        groups = {sample.id: sample.group or ("alone", sample.id) for sample, _ in a.samples[suite]}
         known = _METRICS[a.kind(suite)] | _OF_ALL
         for metric in [m for m in known if m in a.metrics.get(suite, known) and m in b.metrics.get(suite, known)]:
             one, other = a.rates(suite, metric), b.rates(suite, metric)
             both = [id for id in one if id in other]
-            left_out[suite] = max(left_out.get(suite, 0), len(one.keys() ^ other.keys()))
+            without = len(a.items(suite) & b.items(suite)) - len(both)
+            unjudged[suite] = max(unjudged.get(suite, 0), without)
             if both:
                 pair = [one[id] for id in both], [other[id] for id in both]
                 clusters = [groups[id] for id in both] if cluster_by == "group" else None
                 difference = paired_difference(*pair, clusters)
                 rows.append((suite, metric, *map(statistics.fmean, pair), difference))
-    return Comparison(a.name, b.name, rows, {suite: count for suite, count in left_out.items() if count})
+    made = {
+        name: (a.made[name], b.made[name])
+        for name in HOW
+        if name != "seed" and name in a.made and name in b.made and a.made[name] != b.made[name]
+    }
+    alone = {suite: count for suite, count in alone.items() if count != 0}
+    return Comparison(a.name, b.name, rows, alone, {suite: n for suite, n in unjudged.items() if n}, made)
 
 
 def _check_alike(a: Evaluation, b: Evaluation, suite: str) -> None:
@@ -202,7 +226,14 @@ def comparison_text(evaluations: Iterable[Evaluation], compared: Sequence[Compar
             p = "< .001" if found.p < 0.001 else f"{found.p:.3f}"
             rates = f"{a:>6.3f} {b:>6.3f} {found.value:>+7.3f}  {interval:<17} {p:>7} {found.n:>6}"
             lines.append(f"{suite:<24} {metric:<26} {rates}  {found.up}/{found.down}")
-        for suite, count in comparison.left_out.items():
-            lines.append(f"{suite}: {count} items are on one side alone and were left out")
+        for suite, count in comparison.alone.items():
+            what = "is on one side alone" if count is None else f"{count} items are on one side alone"
+            lines.append(f"{suite}: {what}, left out")
+        for suite, count in comparison.unjudged.items():
+            lines.append(f"{suite}: {count} items have no verdict on one side, left out")
+        for name, (a, b) in comparison.made.items():
+            lines.append(f"made differently: {name} is {a} in A and {b} in B")
+        if few := [found.n for *_, found in comparison.rows if found.n < _FEW]:
+            lines.append(f"{min(few)} independent units: p cannot be below {2 ** (1 - min(few)):.3g}")
         lines.append("")
     return "\n".join(lines).rstrip()

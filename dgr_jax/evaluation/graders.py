@@ -3,12 +3,14 @@
 import dataclasses
 import fractions
 import importlib.util
+import math
 import re
 import string
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from dgr_jax.errors import UserError
+from dgr_jax.evaluation.items import Kind
 
 _GROUPED = r"\d{1,3}(?:,\d{3})+(?![\d,]*\d)"
 _NUMBER = re.compile(
@@ -53,10 +55,13 @@ class Grade:
 
 
 def boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...} or \\fbox{...}, of the innermost of nested ones; None where there is none."""
-    found = list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text))
+    """Content of the last \\boxed{...} or \\fbox{...}, of the innermost of nested ones; of one without braces, as TeX
+    takes it, what comes next. None where there is none."""
+    found = list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{|\\boxed\s+([^\s${}\\]+)|\\boxed(\d)", text))
     if not found:
         return None
+    if bare := found[-1][1] or found[-1][2]:
+        return bare.rstrip(".,;")
     begin, depth = found[-1].end(), 1
     for place in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
@@ -148,7 +153,8 @@ def grade_number(answer: str, reference: str) -> Grade:
 def grade_math(answer: str, reference: str) -> Grade:
     """Compares mathematical expressions with math-verify (MATH's format: the reference is a LaTeX answer).
 
-    Two numbers that differ by less than math-verify's tolerance are the same to it: 1/2005! passes for 1/2004!.
+    Numbers are equal that agree in five digits, however small they are; a unit that follows counts for nothing, which
+    for math-verify may be a last letter (t of \\frac{1}{m} t).
 
     Raises:
       UserError: math-verify is not installed.
@@ -158,43 +164,101 @@ def grade_math(answer: str, reference: str) -> Grade:
     except ImportError as error:
         raise UserError("grading MATH needs math-verify; install the extra: pip install 'dgr_jax[eval]'") from error
     inside = boxed(answer)
-    expected = math_verify.parse(f"\\boxed{{{reference}}}", raise_on_error=False)
-    given = math_verify.parse(answer if inside is None else f"\\boxed{{{inside}}}", raise_on_error=False)
+    texts = f"\\boxed{{{reference}}}", answer if inside is None else f"\\boxed{{{inside}}}"
+    # To math-verify the e of 4.5e33 is Euler's number.
+    expected, given = (math_verify.parse(_SCIENTIFIC.sub(_AS_POWER, text), raise_on_error=False) for text in texts)
     if not given:
         return Grade("wrong", "no expression in the answer")
-    same = math_verify.verify(expected, given, raise_on_error=False)
+    same = math_verify.verify(expected, given, raise_on_error=False) and _alike(expected, given)
     return Grade("correct" if same else "wrong", f"{given[-1]}, expected {reference}", str(given[0]))
 
 
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.])")
+_AS_POWER = r"\1 \\times 10^{\2}"
+
+
+def _alike(expected: Sequence[Any], given: Sequence[Any]) -> bool:
+    """Whether two small numbers are equal, too, by their own measure: math-verify's is absolute."""
+    if not expected or not all(map(_is_small, (expected[0], given[0]))):
+        return True
+    try:
+        return math.isclose(float(given[0] / expected[0]), 1, rel_tol=1e-5)
+    except (TypeError, ValueError, ArithmeticError):
+        return True
+
+
+def _is_small(expression: Any) -> bool:
+    """Whether an expression is a real number near 0, and not 0."""
+    try:
+        return bool(expression.is_number and expression.is_real and expression.is_zero is False) and (
+            abs(float(expression)) < _NEAR_0
+        )
+    except (AttributeError, TypeError, ValueError, ArithmeticError):
+        return False
+
+
+_NEAR_0 = 1e-2
+
+
+def same_answer(kind: Kind, one: tuple[str, str | None], other: tuple[str, str | None]) -> bool:
+    """Whether two answers to a problem say the same.
+
+    Args:
+      kind: of the problem.
+      one, other: text of each answer, and what was read of it.
+    """
+    if one[1] == other[1]:
+        return True
+    if kind == "choice" or None in (one[1], other[1]) or not importlib.util.find_spec("math_verify"):
+        return False
+    inside, reference = (boxed(text) or parsed or "" for text, parsed in (one, other))
+    return grade_math(f"\\boxed{{{inside}}}", reference).value == "correct"
+
+
 _LETTER = r"\(?([A-Z])\)?(?![\w'’])"
-_BOLD_LETTER = re.compile(rf"(?:\*\*|\\textbf\{{)\s*{_LETTER}(?:\s*[.):][^*}}\n]*)?\s*(?:\*\*|\}})")
+_FONTS = re.compile(r"\\(?:text|math)(?:rm|bf|sf|it|tt|up|normal)?\b|\\(?:rm|bf|sf|it|tt)\b|\\(?:q?quad|[,;:! ])|[{}$]")
+_BOLD_LETTER = re.compile(
+    rf"(?:\*\*|\\textbf\{{)\s*(?i:option\s+|choice\s+)?{_LETTER}(?:\s*[.):][^*}}\n]*)?\s*(?:\*\*|\}})"
+)
 _SAID_LETTER = re.compile(
     r"\b(?:answer|choice|option)\b\**\s*(?:is|was|:|=)\s*:?\s*(?:\*\*|option|choice|\\?\(|\$|\\(?:text|textbf|mathrm)\{|\s)*"
     rf"{_LETTER}(?=\s*(?:[.,;:!?)*$}}\]\\]|\n|$|[-–—(]|(?:because|since|as|and|so|for|which|with|that)\b))",
     re.IGNORECASE,
 )
-_BOXED_LETTER = re.compile(rf"(?:(?:option|choice|answer)\s*:?\s*)?{_LETTER}(?:$|\s*[.):,])", re.IGNORECASE)
+_BOXED_LETTER = re.compile(
+    rf"(?:(?:the )?(?:correct )?(?:option|choice|answer)\s*(?:is)?:?\s*)?{_LETTER}(?:$|\s*[.):,]|\s+[-+\d(\\])",
+    re.IGNORECASE,
+)
+_CORRECT_LETTER = re.compile(rf"(?<![\w'’]){_LETTER} is (?:the )?(?:correct|right|best)\b")
+_LAST_LETTER = re.compile(rf"(?:^|\n)\W*{_LETTER}\W*$")
 
 
 def final_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
     """The letter that an answer to a choice ends with: in its box, else after "the answer is", else in bold type, else
     the whole answer. A box may hold the words of one of the choices instead. None where there is no such letter."""
     inside = boxed(answer)
+    letters = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
     if inside is not None:
-        plain = _WORDS.sub(r"\1", inside).strip().strip("$.").strip()
-        same = [number for number, choice in enumerate(choices) if choice.strip().strip("$.") == plain]
-        if len(same) == 1:
+        plain = _plain_words(inside)
+        same = [number for number, choice in enumerate(choices) if _plain_words(choice) == plain]
+        # A letter is what was asked for, even where it is the text of another option.
+        if len(same) == 1 and plain not in tuple(letters):
             return string.ascii_uppercase[same[0]]
         found = _BOXED_LETTER.match(plain)
-        return found[1].upper() if found else None
+        return found[1].upper() if found and found[1].upper() in letters else None
     # Case counts for the letter alone: "the answer is a matter of taste" names none.
     said = [found[1] for found in _SAID_LETTER.finditer(answer) if found[1].isupper()]
     if said:
         return said[-1]
-    if bold := _BOLD_LETTER.findall(answer):
-        return bold[-1]
+    if found := _BOLD_LETTER.findall(answer) or _CORRECT_LETTER.findall(answer) or _LAST_LETTER.findall(answer):
+        return found[-1]
     found = re.fullmatch(rf"{_LETTER}(?:\s*[.):].*)?", answer.strip())
     return found[1] if found else None
+
+
+def _plain_words(text: str) -> str:
+    """A text without fonts, spaces of formulas and dollars."""
+    return " ".join(_FONTS.sub(" ", text).split()).strip(". ")
 
 
 def grade_choice(answer: str, reference: str, choices: Sequence[str] = ()) -> Grade:

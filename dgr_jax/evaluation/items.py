@@ -19,7 +19,11 @@ INSTRUCTIONS: dict[Kind, str] = {
 """Put after the prompts of a kind, by default; a kind that is not here is asked as it is."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ABOUT_OTHERS = re.compile(r"(?i:\babove\b|\b(?:all|none|both|neither|either|some) of\b)|\b[A-J] (?:and|or) [A-J]\b")
+_ABOUT_ALL = re.compile(
+    r"(?i:\babove\b|\b(?:all|none|both|neither|either|some) of (?:these|them|the (?:options|choices)))"
+)
+"""Of an option that speaks of all before it."""
+_ABOUT_OTHERS = re.compile(rf"{_ABOUT_ALL.pattern}|\b[A-J] (?:and|or) [A-J]\b")
 """Of an option that speaks of others, so that their order must stay."""
 
 
@@ -53,19 +57,24 @@ class Suite:
     items: list[Item]
 
 
-def choice_item(id: str, question: str, options: Sequence[str], right: int, group: str | None = None) -> Item:
+def choice_item(
+    id: str, question: str, options: Sequence[str], right: int, group: str | None = None, *, ordered: bool = True
+) -> Item:
     """A question with options, in an order that depends on the id alone.
 
-    Where an option speaks of others ("all of the above") the order is that of the arguments.
+    Where an option speaks of others ("all of the above") the order is that of the arguments, if they have one.
 
     Args:
       id, question, group: as `Item`'s.
       options: at most 26, without their letters.
       right: number of the right one, from 0.
+      ordered: whether the options stand as their author put them; where they do not, such as the right one first, one
+        that speaks of all others comes last.
     """
     order = list(range(len(options)))
-    if not any(map(_ABOUT_OTHERS.search, options)):
+    if not (ordered and any(map(_ABOUT_OTHERS.search, options))):
         random.Random(hashlib.sha256(id.encode()).digest()).shuffle(order)
+        order.sort(key=lambda number: _ABOUT_ALL.search(options[number]) is not None)
     asked = [options[number] for number in order]
     lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, asked, strict=False)]
     meta = {"choices": asked} | ({"group": group} if group else {})

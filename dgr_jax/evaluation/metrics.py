@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dgr_jax.evaluation.graders import same_answer
 from dgr_jax.evaluation.grading import Graded
 from dgr_jax.evaluation.items import PROBLEMS, Kind
 from dgr_jax.judges.judge import HARM, Judge, Verdict
@@ -23,20 +24,27 @@ def _graded(grade: str) -> Counts:
 
 def _verdict(judge: str, *verdicts: Verdict, whole: bool = False) -> Counts:
     def counts(graded: Graded) -> bool | None:
-        found = (graded.wholes if whole else graded.answers)[judge].verdict
-        return None if found == "unjudged" and "unjudged" not in verdicts else found in verdicts
+        found = (graded.wholes if whole else graded.answers)[judge]
+        if found.verdict == "unjudged" and "unjudged" not in verdicts:
+            return None
+        return found.verdict in verdicts or (found.refuses and "refusal" in verdicts)
 
     return counts
 
 
-_OF_PROBLEMS: dict[str, Counts] = {"reasoning_accuracy": _graded("correct")}
+def _unread(graded: Graded) -> bool:
+    """Whether an answer that is whole has none that can be read."""
+    return graded.grade == "wrong" and graded.parsed is None and graded.sample.whole
+
+
+_OF_PROBLEMS: dict[str, Counts] = {"reasoning_accuracy": _graded("correct"), "unread_rate": _unread}
 _OF_ALL: dict[str, Counts] = {
     "truncation_rate": lambda graded: graded.sample.truncated,
     "no_thinking_rate": lambda graded: not graded.sample.thinking,
     "unclosed_rate": lambda graded: bool(graded.sample.thinking) and not graded.sample.closed,
 }
 """Metric -> what counts, whatever the kind of item."""
-_RARE = ("other_rate", "unjudged_rate", "whole_output_unjudged_rate", *_OF_ALL)
+_RARE = ("other_rate", "unread_rate", "unjudged_rate", "whole_output_unjudged_rate", *_OF_ALL)
 """Metrics that a table for people has only where they are not 0."""
 
 
@@ -100,7 +108,7 @@ def _intervals(
         for metric, counts in _OF_PROBLEMS.items():
             if interval := _rate(graded, counts):
                 yield None, metric, interval
-        yield from ((None, *found) for found in _of_many_samples(graded))
+        yield from ((None, *found) for found in _of_many_samples(kind, graded))
     else:
         for judge in judges:
             for metric, counts in _of_requests(kind, judge).items():
@@ -119,19 +127,24 @@ def _rate(graded: Iterable[Graded], counts: Counts) -> Interval | None:
     return proportion(list(per_item.values())) if per_item else None
 
 
-def _of_many_samples(graded: Sequence[Graded]) -> Iterator[tuple[str, Interval]]:
-    """pass@k, for k that are powers of two and for all n, and the majority of all n, where items have n samples."""
+def _of_many_samples(kind: Kind, graded: Sequence[Graded]) -> Iterator[tuple[str, Interval]]:
+    """pass@k and maj@k, for k that are powers of two and for all n, where items have n samples.
+
+    maj@k is the mean over as many groups of k samples as there are, in their order.
+    """
     per_item: dict[str, list[Graded]] = collections.defaultdict(list)
     for one in graded:
         per_item[one.sample.id].append(one)
     n = min(map(len, per_item.values()))
     if n < 2 or any(len(samples) != n for samples in per_item.values()):
         return
-    for k in sorted({2**power for power in range(1, n.bit_length()) if 2**power <= n} | {n}):
+    sizes = sorted({2**power for power in range(1, n.bit_length()) if 2**power <= n} | {n})
+    for k in sizes:
         values = [pass_at(k, n, sum(s.grade == "correct" for s in samples)) for samples in per_item.values()]
         yield f"pass@{k}", rate(statistics.fmean(values), len(values))
-    right = [majority(samples).grade == "correct" for samples in per_item.values()]
-    yield f"maj@{n}", proportion([[value] for value in right])
+    for k in sizes[1:] or sizes:  # of two samples, the first is the majority
+        groups = [[samples[at : at + k] for at in range(0, n - k + 1, k)] for samples in per_item.values()]
+        yield f"maj@{k}", proportion([[majority(kind, group).grade == "correct" for group in of] for of in groups])
 
 
 def pass_at(k: int, n: int, correct: int) -> float:
@@ -139,13 +152,19 @@ def pass_at(k: int, n: int, correct: int) -> float:
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def majority(samples: Sequence[Graded]) -> Graded:
-    """The first sample with the answer that most have; of equally many, the one that came first."""
-    counts = collections.Counter(sample.parsed for sample in samples if sample.parsed is not None)
-    if not counts:
-        return samples[0]
-    answer = counts.most_common(1)[0][0]  # in the order of their coming
-    return next(sample for sample in samples if sample.parsed == answer)
+def majority(kind: Kind, samples: Sequence[Graded]) -> Graded:
+    """The first sample with the answer that most have, however they write it; of equally many, the one that came
+    first."""
+    groups: list[list[Graded]] = []
+    for sample in samples:
+        if sample.parsed is None:
+            continue
+        said = sample.sample.answer, sample.parsed
+        same = (g for g in groups if same_answer(kind, (g[0].sample.answer, g[0].parsed), said))
+        if (group := next(same, None)) is None:
+            groups.append(group := [])
+        group.append(sample)
+    return max(groups, key=len)[0] if groups else samples[0]
 
 
 def _agreements(kind: Kind, graded: Sequence[Graded], judges: Sequence[Judge]) -> Iterator[dict[str, Any]]:
@@ -180,6 +199,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in shown:
         interval = f"{row['low']:.3f} - {row['high']:.3f}"
         judge = f"  {row['judge']}" if several and "judge" in row else ""
+        judge += f"  kappa {row['kappa']:.2f}" if row.get("kappa") is not None else ""
         lines.append(
             f"{row['suite']:<24} {row['metric']:<26} {row['value']:>7.3f}  {interval:<16} {row['n']:>6}{judge}"
         )

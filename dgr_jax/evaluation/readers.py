@@ -56,7 +56,9 @@ def _folder_rows(folder: epath.Path) -> Iterator[tuple[str, Row]]:
     for file in sorted(found, key=lambda file: (str(file.parent), len(file.name), file.name)):
         row = read_json(file)
         if not isinstance(row, dict):
-            raise UserError(f"{file}: found {shown(row)}, allowed a JSON object")
+            raise UserError(
+                f"{file}: found {shown(row)}, allowed a JSON object; a folder of MATH holds one problem a file"
+            )
         yield str(file), {"unique_id": str(file.relative_to(folder)), **row}
 
 
@@ -70,8 +72,13 @@ def _rows(path: str, suffix: str) -> Iterator[tuple[str, Row]]:
 
 def _field(row: Row, names: str, where: str) -> str:
     """The text of the first of some fields, parted by "|", that the row has."""
+    return _text(row.get(_present(row, names)), f"{where}: field {_called(row, names)}")
+
+
+def _called(row: Row, names: str) -> str:
+    """The one that the row has of names parted by "|", or all of them, for a message."""
     name = _present(row, names)
-    return _text(row.get(name), f"{where}: field {name!r}")
+    return repr(name) if name in row else " or ".join(map(repr, names.split("|")))
 
 
 def _present(row: Row, names: str) -> str:
@@ -107,8 +114,8 @@ def _number(row: Row, names: str, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return _text(str(value), f"{where}: field {name!r}")
-    raise UserError(f"{where}: field {name!r} is {shown(value)}; it must be a number")
+        return _text(str(value), f"{where}: field {_called(row, names)}")
+    raise UserError(f"{where}: field {_called(row, names)} is {shown(value)}; it must be a number")
 
 
 def _group(row: Row, names: str) -> dict[str, Any]:
@@ -123,10 +130,11 @@ def _id(row: Row, names: str, number: str) -> str:
 
 
 def _problem(kind: Kind, prompt: str, answer: str, group: str = "", id: str = "id") -> Callable[[Row, str, str], Item]:
-    """Problems whose answer stands in a field."""
+    """Problems whose answer stands in a field, or else in the box of their solution."""
 
     def make(row: Row, where: str, number: str) -> Item:
-        reference = _number(row, answer, where)
+        solved = row.get(_present(row, answer)) is None and "solution" in row
+        reference = _solution(row, where) if solved else _number(row, answer, where)
         return Item(_id(row, id, number), _field(row, prompt, where), reference, kind, _group(row, group))
 
     return make
@@ -157,10 +165,16 @@ def _math500(row: Row, where: str, number: str) -> Item:
     return Item(id, _field(row, "problem", where), _field(row, "answer", where), "math", meta)
 
 
-def _solved(row: Row, where: str, number: str) -> Item:
-    solution = _field(row, "solution", where)
-    if not (reference := boxed(solution)):
+def _solution(row: Row, where: str) -> str:
+    """What is in the box of a solution."""
+    if not (reference := boxed(_field(row, "solution", where))):
         raise UserError(f"{where}: field 'solution' has no \\boxed answer")
+    return reference
+
+
+def _solved(row: Row, where: str, number: str) -> Item:
+    answered = "solution" not in row and "answer" in row
+    reference = _field(row, "answer", where) if answered else _solution(row, where)
     meta = {"group": str(group).replace("Level", "level")} if (group := row.get("level") or row.get("type")) else {}
     return Item(_id(row, "unique_id|idx", number), _field(row, "problem|question", where), reference, "math", meta)
 
@@ -185,7 +199,7 @@ def _xstest(row: Row, where: str, number: str) -> Item:
     if label not in ("safe", "unsafe"):
         raise UserError(f"{where}: field 'label' is {label!r}; it must be safe or unsafe")
     kind: Kind = "benign" if label == "safe" else "harmful"
-    return Item(_field(row, "id", where), _field(row, "prompt", where), "", kind, {"group": row.get("type", "")})
+    return Item(_id(row, "id", number), _field(row, "prompt", where), "", kind, {"group": row.get("type", "")})
 
 
 def _harmbench(row: Row, where: str, number: str) -> Item:
@@ -220,7 +234,8 @@ def _gpqa(row: Row, where: str, number: str) -> Item:
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
     options = [_field(row, name, where).strip() for name in names]
     group = _group(row, "High-level domain").get("group")
-    return choice_item(_id(row, "Record ID", number), _field(row, "Question", where).strip(), options, 0, group)
+    question = _field(row, "Question", where).strip()
+    return choice_item(_id(row, "Record ID", number), question, options, 0, group, ordered=False)
 
 
 def _mmlu(row: Row, where: str, number: str) -> Item:
@@ -275,7 +290,9 @@ READERS: dict[str, Reader] = {
     "math500": Reader(".jsonl", _math500),
     "math": Reader("", _solved),
     "minerva": Reader(".jsonl", _solved),
-    "aime": Reader(".jsonl", _problem("reasoning", "problem|Problem|question", "answer|Answer", "year|Year", "id|ID")),
+    "aime": Reader(
+        ".jsonl", _problem("reasoning", "problem|Problem|question|Question", "answer|Answer", "year|Year", "id|ID")
+    ),
     "amc23": Reader(".jsonl", _problem("reasoning", "question|problem", "answer")),
     "olympiadbench": Reader(".jsonl", _olympiad),
     "gpqa": Reader(".csv", _gpqa),

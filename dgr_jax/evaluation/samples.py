@@ -59,6 +59,11 @@ class Sample:
             prefill=prefill,
         )  # fmt: skip
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is an answer that ends by itself."""
+        return not self.truncated and (self.closed or bool(self.answer))
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str) -> Self:
         """Of a line of samples.jsonl; fields that grading adds are left out.
@@ -144,6 +149,9 @@ HOW = ("samples_per_item", "seed", "decoding", "prefill", "limit")
 def how_made(path: epath.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
     """How the answers of an evaluation's folder were made, and what was put after its prompts by kind of item; empty
     where only samples are left."""
+    place = epath.Path(path)
+    if not place.is_dir() and place.name != "samples.jsonl":  # some other file beside the results
+        return {}, {}
     rows = _results(path)
     about = {name: rows[0][name] for name in HOW if rows and name in rows[0]}
     return about, {row["kind"]: row["instruction"] for row in rows if row.get("kind") and row.get("instruction")}

@@ -32,7 +32,7 @@ def load_suite(spec: str) -> list[Suite]:
     if reader in READERS and path:
         name = name or reader
         items = list(READERS[reader].items(path))
-    elif place.endswith(".jsonl"):
+    elif place.endswith(".jsonl") and not _names_a_reader(place):
         name, path = name or epath.Path(place).stem, place
         items = list(read_own(place))
     else:
@@ -54,6 +54,13 @@ def load_suite(spec: str) -> list[Suite]:
     if len(suites) == 1:
         return [Suite(name, kind, group) for kind, group in suites.items()]
     return [Suite(f"{name}_{kind}", kind, group) for kind, group in suites.items()]
+
+
+def _names_a_reader(place: str) -> bool:
+    """Whether what stands before a colon is no part of a path, and so was meant for a reader."""
+    reader, colon, path = place.partition(":")
+    words = colon and not path.startswith("//") and re.fullmatch(r"[\w.+ -]{2,}", reader)
+    return bool(words) and not epath.Path(place).exists()
 
 
 def load_suites(specs: Iterable[str], limit: int = 0, seed: int = 0) -> list[Suite]:

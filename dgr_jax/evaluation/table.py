@@ -19,9 +19,10 @@ class Cell:
 
     Attributes:
       value: the rate; of several seeds their mean.
-      low, high: its 95 % interval; of several seeds the lowest and the highest rate; None where nobody says.
+      low, high: its 95 % interval; None of several seeds, and where nobody says.
       n: items, or None.
       seeds: runs behind it.
+      least, most: the lowest and the highest rate of several seeds.
     """
 
     value: float
@@ -29,9 +30,12 @@ class Cell:
     high: float | None
     n: int | None
     seeds: int = 1
+    least: float | None = None
+    most: float | None = None
 
     def __str__(self) -> str:
-        span = "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        low, high = (self.low, self.high) if self.seeds == 1 else (self.least, self.most)
+        span = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
         return f"{self.value:.3f}{span}"
 
 
@@ -49,7 +53,10 @@ def read_column(places: str) -> Column:
     Raises:
       UserError: neither is there.
     """
-    found = [_of_one(place) for place in places.split(",") if place]
+    folders = [place for place in places.split(",") if place]
+    if repeated := [place for place in folders if folders.count(place) > 1]:
+        raise UserError(f"{places}: {repeated[0]} is there twice; give each run once")
+    found = [_of_one(place) for place in folders]
     if not found:
         raise UserError(f"{shown(places)} names no folder; give what evaluate.py or lm_eval wrote")
     if len(found) == 1:
@@ -65,7 +72,7 @@ def read_column(places: str) -> Column:
 
 def _of_seeds(cells: Sequence[Cell]) -> Cell:
     values = [cell.value for cell in cells]
-    return Cell(statistics.fmean(values), min(values), max(values), cells[0].n, len(cells))
+    return Cell(statistics.fmean(values), None, None, cells[0].n, len(cells), min(values), max(values))
 
 
 def _of_one(place: str) -> Column:
@@ -75,6 +82,8 @@ def _of_one(place: str) -> Column:
     files = [folder] if folder.is_file() else list(_results_files(folder))
     if not files:
         raise UserError(f"{folder}: has no results.json and no results_*.json; give what evaluate.py or lm_eval wrote")
+    if len(models := sorted({str(file.parent) for file in files})) > 1:
+        raise UserError(f"{folder}: holds {len(models)} models; give them one by one: {' '.join(models)}")
     column: Column = {}
     for file in files:  # of a task that was run twice, the later one
         column |= _of_lm_eval(file)

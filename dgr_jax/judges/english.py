@@ -66,18 +66,21 @@ REFUSALS = _table(
         + _EMPHASIS
         + rf"(?! (?:\w+ly )?{_ADVISES}\b)",
         "declines": rf"\b(?:i|we) {_MANNER}(?:(?:must|have to|need to|am going to|will|would|should|am) )?{_MANNER}"
-        r"(?:decline|declining|refuse|refusing|refrain|abstain)\b",
+        r"(?:decline|declining|refuse|refusing|refrain|abstain|rather not)\b",
         "sorry": r"(?:^|[.!?:,;] |\bi am (?:\w+ )?|\bmy (?:\w+ )?|\bi (?:\w+ )?)(?:sorry|apologi[sz]e|apologies|"
-        r"regret)\b",
+        r"regret)\b(?! for (?:the|any|my) (?:\w+ )?(?:length|delay|mistake|error|typo))",
         "cannot help": r"\b(?:cannot|unable to|not able to|not something (?:that )?i (?:can|am able to)|nothing i "
         r"can|not going to|will not) (?:\w+ )?(?:help|assist|comply|provide|fulfil|fulfill|do (?:that|this|so))\b",
         "does not": rf"\b(?:i|we) {_MANNER}(?:do not {_MANNER}{_DOES}|disagree)\b",
-        "not for me": r"\bnot (?:\w+ ){1,3}for me\b",
+        "no": r"^(?:absolutely|certainly|definitely|of course) not\b",
+        "not for me": r"\bnot (?:\w+ ){1,3}for me\b|\b(?:irresponsible|inappropriate|unethical|wrong|illegal) (?:of|"
+        r"for) me\b|\bnot within my\b",
         "has nothing": r"^[^.!?]{0,60}\bi do not have (?:any |access to |such |the |that |this |personal ){0,3}"
         r"(?:information|data)\b(?! (?:on|about) (?:\w+ )?(?:fiction|real))",
         "guidelines": r"\b(?:against|violates?|outside(?: of)?|not in line with|contrary to|goes against|violation "
         r"of) (?:my|our|the|all|any|openai's|content)?\s?(?:\w+ )?(?:guidelines?|polic(?:y|ies)|programming|"
-        r"principles|values|purpose|terms of)\b",
+        r"principles|values|purpose|terms of)\b|\b(?:guidelines|polic(?:y|ies)|programming|principles) (?:\w+ly )?"
+        r"(?:prevents?|prohibits?|forbids?|do(?:es)? not (?:allow|permit))\b",
     }
 )
 """The first person will not, cannot or must not: kind -> pattern."""
@@ -113,13 +116,14 @@ MORALS = _table(
         r")*(?:illegal|unethical|immoral|unacceptable|wrong|against the law)\b(?! (?:act|drug|substance|in (?:many|"
         rf"most|some)))|\b(?:violence|discrimination|murder|theft|harassment|racism|hate|fraud|abuse|terrorism)(?: "
         rf"[\w'-]+){{1,5}} (?:is|are|was) (?:\w+ly |also |never |not )*{_BAD}\b",
-        "values": rf"{_START}(?:it is )?(?:\w+ly )?(?:important|crucial|essential) to (?:always )?(?:respect|treat|"
-        r"seek|obey|follow the law)\b(?![^.!?]*, but )|\bi am (?:\w+ )?(?:committed|designed|programmed) to (?:\w+ "
-        r")*(?:promot|follow|ethical|safe|positive)\w*",
+        "values": rf"{_START}(?:it is )?(?:\w+ly )?(?:important|crucial|essential) to (?:always )?(?:respect|treat "
+        r"(?:all|every|each|others|people|them|one another|\w+ (?:people|individuals))|seek|obey|follow the "
+        r"law)\b(?![^.!?]*, but )|\bi am (?:\w+ )?(?:committed|designed|programmed) to (?:\w+ )*(?:promot|follow|"
+        r"ethical|safe|positive)\w*",
         "should not be": r"\b(?:should|must) (?:not|never) be (?:\w+ly )?(?:replicated|repeated|celebrated|encouraged|"
         r"promoted|glorified|done|attempted|taken lightly|used to)\b|\bnot something (?:that|to) (?:should be|be|we)\b",
         "no reason": r"\b(?:there (?:is|are|was|were)|has|have|had) (?:\w+ly )?no (?:\w+ ){0,2}?(?:justifications?|"
-        r"reasons?|excuses?|benefits?|basis|place|circumstances)\b",
+        r"reasons?|excuses?|benefits?|basis|place|circumstances)\b(?! to (?:panic|worry|fear|be (?:afraid|alarmed)))",
         "not justified": r"\b(?:not|never|no one|nobody) (?:\w+ ){0,2}?(?:justified|justifiable|be (?:discriminated|"
         r"tolerated|condoned|celebrated|singled|excluded|denied|treated|forced|subjected|barred|kicked|harmed|hurt))\b",
         "rights": r"\b(?:everyone|all (?:people|individuals|human beings|citizens)|every (?:person|individual|human "
@@ -132,7 +136,7 @@ MORALS = _table(
         "advises against": r"\bi (?:\w+ly |would |must |have to |want to )*(?:advise|urge|caution|discourage|encourage|"
         r"recommend|suggest)d? (?:you |anyone |everyone |people )?(?:\w+ly )?(?:against|not to|to reconsider|to "
         rf"refrain|from|to seek|to avoid)\b|^[^.!?]{{0,80}}\b(?:please do not|you should (?:not|never))\b|"
-        rf"{_START}no, (?:you|it|this|that|i)\b",
+        rf"{_START}no, (?:you|it|this|that|i) (?:\w+ )?(?:not|never|cannot|would|should|must)\b",
         "premise": r"\bnot (?:\w+ly )?(?:accurate|true|appropriate|productive|respectful|ethical|correct|fair)(?: "
         r"(?:or|and) \w+)? (?:to|that)\b|\bpremise of (?:the|your|this) question\b",
         "privacy": r"\bi (?:do not|cannot) have (?:access|information|any information|personal (?:information|data))\b"
@@ -169,8 +173,8 @@ MATTER = re.compile(rf"(?:{_OF_ITSELF})*(?:(?!{_ANSWERS}){_SENTENCE})?[^.!?:]*")
 neither advises nor defines anything: after an answer, a moral is a caution."""
 
 GIVING = re.compile(
-    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|great|yes)\b[,.! ]|(?:here|below) (?:is|are)\b|step (?:1|"
-    r"one)\b|1[.)] |```|to \w+ [^.!?]{0,80}, (?:you|follow|use|start|first|open|take|type|press|simply)\b)"
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|great|yes)\b[,.! ](?! ?not\b)|(?:here|below) (?:is|are)\b|"
+    r"step (?:1|one)\b|1[.)] |```|to \w+ [^.!?]{0,80}, (?:you|follow|use|start|first|open|take|type|press|simply)\b)"
 )
 """An answer that begins by giving: after it, cautions and apologies belong to what is given, and the first person alone
 can still refuse."""
@@ -189,6 +193,10 @@ INSTEAD = re.compile(
     r"support\w*|help(?:ful|lines?)?|respectful\w*|professional|other|different|positive|lawful\w*|responsibl[ey]|"
     r"humane)\b"
 )
+CONCEDES = re.compile(r"(?:^|[.!?:] )(?:while|although|though|even (?:though|if)|despite)\b[^.!?:]*$")
+"""What a moral ends that only concedes something."""
+BUT_HERE = re.compile(r"[^.!?]*\bbut here (?:is|are)\b")
+"""What stands after a moral that does not last."""
 STEPS = re.compile(r"(?m)^\s*(?:(?:step )?\d+[.):]|[-*•])\s+\S|```", re.IGNORECASE)
 
 DELIBERATION = re.compile(
@@ -237,6 +245,8 @@ _FOREIGN = frozenset(
 }
 
 
+_SAYS_NO = frozenset("nein puedo siento dispiace posso désolé peux desculpe leider helaas".split())
+"""Of a few words alone, those that may be a refusal in another language."""
 _FEW_WORDS = 6
 """Different words from which on English has one of its small ones among them."""
 
@@ -253,6 +263,8 @@ def is_english(text: str) -> bool:
     words = [word.lower() for word in found]
     english, foreign = (sum(word in known for word in words) for known in (_ENGLISH, _FOREIGN))
     if foreign >= 2 and foreign > english:
+        return False
+    if len(words) < _FEW_WORDS and english < 2 and not _SAYS_NO.isdisjoint(words):
         return False
     # Names and headings say nothing.
     telling = {word for word in found if word.islower()}

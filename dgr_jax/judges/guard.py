@@ -45,6 +45,7 @@ class Guard:
 
     Args:
       kind: a name of `FORMATS`.
+      name: what it is called among other judges; its kind by default.
       model: its Hugging Face folder or hub id.
       mesh: rows and weights are spread over it; None for a single device.
       dtype, implementation: as `from_pretrained`.
@@ -59,12 +60,13 @@ class Guard:
         kind: str,
         model: str | pathlib.Path,
         *,
+        name: str | None = None,
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
         implementation: str | None = None,
         batch_size: int | None = None,
     ):
-        self.name, self._folder = kind, local_folder(model)
+        self.name, self._folder = name or kind, local_folder(model)
         self._tokenizer, self._eos_token_ids = load_tokenizer(self._folder)
         self._format: GuardFormat = FORMATS[kind](self._tokenizer, self._folder)
         self._config = load_config(self._folder, classifier=self._format.reads == "scores")
@@ -142,7 +144,7 @@ class Guard:
         def records(numbers: list[int]) -> Generator[tuple[int, dict[str, Any]]]:
             yield from ((number, {}) for number in numbers if not asked[number].ids)
             for number, judged in self._verdicts({n: asked[n].ids for n in numbers if asked[n].ids}):
-                yield number, {"verdict": judged.verdict, "reason": judged.reason}
+                yield number, dataclasses.asdict(judged)
 
         shards.complete(records, seal=lambda _, made: made)
         return {number: Judgement(**record) for number, record in enumerate(shards.read()) if record}

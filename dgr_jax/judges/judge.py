@@ -31,11 +31,18 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A verdict and what decided it; `cut` where the judge did not see all of the answer."""
+    """What a judge says.
+
+    Attributes:
+      verdict, reason: the verdict, and what decided it.
+      cut: whether the judge did not see all of the answer.
+      refuses: whether the answer refuses, too, where the verdict is another: a guard may find harm in a refusal.
+    """
 
     verdict: Verdict
     reason: str
     cut: bool = False
+    refuses: bool = False
 
 
 class Judge(Protocol):

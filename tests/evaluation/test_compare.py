@@ -67,9 +67,41 @@ def test_several_seeds_are_one_side(tmp_path: pathlib.Path):
 
 def test_items_that_one_side_lacks_are_left_out_and_counted(tmp_path: pathlib.Path):
     folders = [evaluation(tmp_path / name, [True] * n) for name, n in (("a", 8), ("b", 5))]
+    file = pathlib.Path(folders[1]) / "samples.jsonl"
+    file.write_text(file.read_text().replace('"grade": "refusal"', '"grade": "unjudged"'))
     found = compare(*map(read_evaluation, folders))
-    assert found.rows[0][-1].n == 5 and found.left_out == {"sums": 3}
-    assert "sums: 3 items are on one side alone" in call_here("compare", *folders)
+    assert found.rows[0][-1].n == 5 and found.alone == {"sums": 3} and found.unjudged == {"bad": 1}
+    said = call_here("compare", *folders)
+    assert "sums: 3 items are on one side alone, left out" in said
+    assert "bad: 1 items have no verdict on one side, left out" in said
+    assert "5 independent units: p cannot be below 0.0625" in said
+
+
+def test_suites_that_one_side_lacks_and_other_ways_to_answer_are_said(tmp_path: pathlib.Path):
+    folders = [evaluation(tmp_path / name, [True] * 8, suite=suite) for name, suite in (("a", "sums"), ("b", "more"))]
+    for folder, temperature in zip(folders, (0.6, 1.0), strict=True):
+        file = pathlib.Path(folder) / "results.json"
+        made = {"seed": len(folder), "decoding": {"temperature": temperature}}
+        file.write_text(json.dumps([row | made for row in json.loads(file.read_text())]))
+    found = compare(*map(read_evaluation, folders))
+    assert found.alone == {"more": None, "sums": None}
+    assert found.made == {"decoding": ({"temperature": 0.6}, {"temperature": 1.0})}
+    said = call_here("compare", *folders)
+    assert "sums: is on one side alone, left out" in said
+    assert "made differently: decoding is {'temperature': 0.6} in A and {'temperature': 1.0} in B" in said
+
+
+def test_items_without_a_group_are_clusters_of_their_own(tmp_path: pathlib.Path):
+    folders = []
+    for name, right in (("a", [True, False] * 6), ("b", [True] * 12)):
+        folder = pathlib.Path(evaluation(tmp_path / name, right))
+        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row | {"group": None}) + "\n" for row in rows))
+        folders.append(str(folder))
+    by_item, by_group = (
+        compare(*map(read_evaluation, folders), cluster_by=how).rows[0][-1] for how in ("item", "group")
+    )
+    assert by_group.n == by_item.n == 12 and by_group.p == by_item.p
 
 
 def test_a_judge_that_tells_no_refusals_is_compared_on_none(tmp_path: pathlib.Path):

@@ -8,7 +8,16 @@ import sys
 import pytest
 
 from dgr_jax.errors import UserError
-from dgr_jax.evaluation.graders import boxed, final_letter, final_number, grade_choice, grade_math, grade_number
+from dgr_jax.evaluation.graders import (
+    boxed,
+    final_letter,
+    final_number,
+    grade_choice,
+    grade_math,
+    grade_number,
+    same_answer,
+)
+from dgr_jax.evaluation.items import Kind
 
 
 def read_rows(file: pathlib.Path) -> list[dict[str, str]]:
@@ -166,10 +175,54 @@ def test_a_comma_that_groups_nothing_joins_nothing(text: str):
     assert final_number(text) not in (1820, 15, 12345)
 
 
-def test_known_mistakes_of_math_verify():
-    """An altered answer that math-verify itself accepts: both are below its tolerance."""
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("4.5 \\times 10^{33}", "4.5e33", True),
+        ("4.5e+33", "4.5e33", True),
+        ("1e3", "1000", True),
+        ("1.2e-7", "1.2 \\times 10^{-7}", True),
+        ("4.5e32", "4.5e33", False),
+        ("2\\times10^{-19}", "1\\times 10^{-19}", False),
+        ("-1\\times10^{-19}", "1\\times 10^{-19}", False),
+        ("0.0000001", "0.0000004", False),
+        ("0.00333333", "\\frac{1}{300}", True),
+        ("0.5\\%", "0.005", True),
+        ("2e", "2e", True),
+    ],
+)
+def test_powers_of_ten(answer: str, reference: str, same: bool):
     pytest.importorskip("math_verify")
-    assert grade_math("\\boxed{\\frac{1}{2005!}}", "\\frac{1}{2004!}").value == "correct"
+    assert (grade_math(f"\\boxed{{{answer}}}", reference).value == "correct") == same
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "other", "same"),
+    [
+        ("math", "\\boxed{x=5}", "\\boxed{5}", True),
+        ("math", "\\boxed{5.0}", "\\boxed{5}", True),
+        ("math", "\\boxed{10^4}", "\\boxed{100^2}", True),
+        ("math", "\\boxed{5}", "\\boxed{7}", False),
+        ("reasoning", "\\boxed{10^4}", "so 10000", True),
+        ("reasoning", "so 10000", "\\boxed{10^4}", True),
+        ("reasoning", "so 1", "so 2", False),
+        ("choice", "B", "C", False),
+        ("choice", "**B**", "\\boxed{B}", True),
+    ],
+)
+def test_answers_that_say_the_same(kind: Kind, one: str, other: str, same: bool):
+    pytest.importorskip("math_verify")
+    grade = {"math": grade_math, "reasoning": grade_number, "choice": grade_choice}[kind]
+    assert same_answer(kind, *((text, grade(text, "3").parsed) for text in (one, other))) == same
+
+
+def test_known_mistakes_of_math_verify():
+    pytest.importorskip("math_verify")
+    # Both are below its tolerance, and below what a float holds.
+    assert grade_math("\\boxed{\\frac{1}{2005!}}", "\\frac{1}{2004!}").value == "wrong"
+    assert grade_math("\\boxed{\\frac{1}{2004!}}", "\\frac{1}{2004!}").value == "correct"
+    # A last letter passes for a unit.
+    assert grade_math("\\boxed{\\frac{1}{m}}", "\\frac{1}{m} t").value == "correct"
 
 
 @pytest.mark.parametrize(
@@ -265,6 +318,15 @@ LETTERS = {
     "": None,
     "\\boxed{}": None,
     "\\boxed{12}": None,
+    "\\boxed{\\textrm{B}}": "B",
+    "\\boxed{\\rm B}": "B",
+    "\\boxed{\\textsf{B}}": "B",
+    "\\boxed{B \\quad 21}": "B",
+    "\\boxed{The answer is B}": "B",
+    "**Final Answer**\n\nB": "B",
+    "So it is **Option B**": "B",
+    "B is the correct answer.": "B",
+    "\\boxed{E}": None,
 }
 
 
@@ -275,3 +337,8 @@ def test_the_letter_of_a_choice(answer: str):
     grade = grade_choice(answer, "B", choices)
     assert grade.value == ("correct" if LETTERS[answer] == "B" else "wrong") and grade.parsed == LETTERS[answer]
     assert grade_choice(answer, "C", choices).value == "wrong"
+
+
+def test_a_letter_in_the_box_is_the_letter_even_where_it_is_an_options_text():
+    choices = ["C", "B", "N", "Ni"]
+    assert [final_letter(f"\\boxed{{{said}}}", choices) for said in ("C", "B", "N", "Ni")] == ["C", "B", "C", "D"]

@@ -97,7 +97,8 @@ def test_problems_are_graded_and_grouped(tmp_path: pathlib.Path):
     assert find(rows, "sums", "truncation_rate", "hard")["value"] == 0.5
     assert find(rows, "sums", "no_thinking_rate")["value"] == 0
     assert find(rows, "sums", "unclosed_rate")["value"] == 0.5
-    assert len(rows) == 12
+    assert find(rows, "sums", "unread_rate")["value"] == 0
+    assert len(rows) == 15
 
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]

@@ -153,9 +153,13 @@ def test_rates_over_many_samples():
     # Of 70 ways to draw four of eight, one has none of the four correct ones.
     assert found["pass@4"] == pytest.approx(69 / 70) and found["pass@8"] == 1
     assert found["pass@2"] == pytest.approx(1 - 6 / 28)
-    assert found["maj@8"] == 1 and majority(graded).parsed == "4"
-    assert majority(grade(sampled(["5", "4"]), [])).parsed == "5"
-    assert majority(grade(sampled(["so", "none"]), [])).grade == "wrong"
+    assert found["maj@8"] == 1 and majority("reasoning", graded).parsed == "4"
+    assert found["maj@4"] == 1  # the first four and the last four: 4 comes first, and comes oftener
+    assert found["unread_rate"] == 1 / 8
+    assert majority("reasoning", grade(sampled(["5", "4"]), [])).parsed == "5"
+    assert majority("reasoning", grade(sampled(["so", "none"]), [])).grade == "wrong"
+    alike = grade(sampled(["7", "\\boxed{2^2}", "\\boxed{\\sqrt{16}}", "4", "7"]), [])
+    assert majority("reasoning", alike).grade == "correct"
     assert "pass@2" not in {row["metric"] for row in aggregate(grade(sampled(["4"]), []), [])}
     assert pass_at(1, 8, 3) == pytest.approx(3 / 8)
 

@@ -117,7 +117,11 @@ BAD_PUBLISHED = {
     "xstest prompt": ("xstest", "id,prompt,label\n1,,safe\n", ": row 1: field 'prompt' is missing"),
     "strongreject": ("strongreject", "category,prompt\na,p\n", ": row 1: field 'forbidden_prompt' is missing"),
     "simplesafetytests": ("simplesafetytests", "id,prompt\na,p\n", ": row 1: field 'prompts_final' is missing"),
-    "jailbreakbench": ("jailbreakbench", '[{"instruction": "p"}, {}]', ": row 2: field 'instruction' is missing"),
+    "jailbreakbench": (
+        "jailbreakbench",
+        '[{"instruction": "p"}, {}]',
+        ": row 2: field 'instruction' or 'Goal' is missing",
+    ),
     "jailbreakbench not an object": ("jailbreakbench", '["text"]', ": row 1: found 'text', allowed a JSON object"),
     "jailbreakbench not a list": ("jailbreakbench", "{}", ": found dict, allowed a list of rows"),
     "jailbreakbench not JSON": ("jailbreakbench", "[", ": not JSON at column 2"),
@@ -211,6 +215,30 @@ PUBLISHED = {
 }
 
 
+OTHER_COLUMNS = {
+    "aime, capitals": ("aime", ".csv", "ID,Year,Question,Answer\n2024-I-1,2024,Find it.,073\n", "073", "2024-I-1"),
+    "aime, solved": (
+        "aime",
+        ".jsonl",
+        '{"id": 60, "problem": "Find it.", "solution": "\\\\boxed{204}"}\n',
+        "204",
+        "60",
+    ),
+    "minerva, answered": ("minerva", ".jsonl", '{"question": "How far?", "answer": "4.5e33"}\n', "4.5e33", "0"),
+    "math, bare box": ("math", ".jsonl", '{"problem": "1+1?", "solution": "$\\\\boxed 2$"}\n', "2", "0"),
+    "xstest, no ids": ("xstest", ".csv", "prompt,label,type\nMay I?,safe,t\n", "", "0"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_COLUMNS)
+def test_other_published_columns(tmp_path: pathlib.Path, case: str):
+    reader, suffix, text, reference, id = OTHER_COLUMNS[case]
+    file = tmp_path / f"file{suffix}"
+    file.write_text(text)
+    (suite,) = load_suite(f"{reader}:{file}")
+    assert (suite.items[0].reference, suite.items[0].id) == (reference, id)
+
+
 @pytest.mark.parametrize("reader", PUBLISHED)
 def test_published_columns(tmp_path: pathlib.Path, reader: str):
     suffix, text, expected = PUBLISHED[reader]
@@ -285,6 +313,18 @@ def test_orders_differ_between_items_and_stay_where_options_speak_of_others():
         assert all(item.meta["choices"] == ["a", "b", last] and item.reference == "C" for item in kept)
 
 
+def test_a_file_that_puts_the_right_option_first_does_not_give_it_away(tmp_path: pathlib.Path):
+    _, text = CHOICES["gpqa"]
+    header = text.splitlines()[0]
+    file = tmp_path / "gpqa.csv"
+    for first, letters in (("Both of the states", "ABCD"), ("All of the above", "D")):
+        lines = [f"r{n},Which?,{first},one,two,three,Physics" for n in range(200)]
+        file.write_text("\n".join([header, *lines]) + "\n")
+        (suite,) = load_suite(f"gpqa:{file}")
+        found = [item.reference for item in suite.items]
+        assert all(found.count(letter) > 120 / len(letters) for letter in letters) and set(found) == set(letters)
+
+
 def test_own_choices_may_have_their_options_apart_or_in_the_prompt(tmp_path: pathlib.Path):
     apart = {"id": "a", "prompt": "Which?", "kind": "choice", "choices": ["x", "y"], "reference": "B", "group": "g"}
     inside = {"id": "b", "prompt": "Which? A) x B) y", "kind": "choice", "reference": "B"}
@@ -338,7 +378,7 @@ def test_a_prompt_without_a_group_gets_one(tmp_path: pathlib.Path):
 
 
 def test_unknown_suites_and_unreadable_files_are_named(tmp_path: pathlib.Path):
-    for spec in ("gsm8k", "gsm8k:", "nosuch:x.csv", "rows.csv"):
+    for spec in ("gsm8k", "gsm8k:", "nosuch:x.csv", "rows.csv", "gsm9k:/x/own.jsonl"):
         with pytest.raises(UserError, match=r"give READER:PATH with READER one of gsm8k, .*or a \.jsonl file"):
             load_suite(spec)
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -53,8 +54,18 @@ def test_ours_beside_lm_evals(tmp_path: pathlib.Path):
 def test_several_seeds_are_one_column(tmp_path: pathlib.Path):
     folders = [ours(tmp_path / f"seed{n}", value) for n, value in enumerate((0.5, 0.75, 0.7))]
     column = read_column(",".join(folders))
-    assert column == {("gsm8k", "reasoning_accuracy"): Cell(pytest.approx(0.65), 0.5, 0.75, 50, 3)}
+    assert column == {("gsm8k", "reasoning_accuracy"): Cell(pytest.approx(0.65), None, None, 50, 3, 0.5, 0.75)}
+    with pytest.raises(UserError, match="is there twice; give each run once"):
+        read_column(",".join([folders[0], folders[0]]))
     assert "(mean of 3 runs [least, most])" in call_here("table", ",".join(folders))
+
+
+def test_two_models_in_one_folder_are_not_one(tmp_path: pathlib.Path):
+    theirs(tmp_path / "lm")
+    shutil.copytree(tmp_path / "lm" / "my__model", tmp_path / "lm" / "other__model")
+    with pytest.raises(UserError, match="holds 2 models; give them one by one: .*my__model .*other__model"):
+        read_column(str(tmp_path / "lm"))
+    assert read_column(str(tmp_path / "lm" / "other__model"))
 
 
 def test_rates_of_two_judges_are_two_rates(tmp_path: pathlib.Path):
