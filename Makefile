@@ -34,7 +34,7 @@ test-servers: .venv/servers/installed  ## evaluate and refine through real serve
 	.venv/servers/bin/python -m pytest -m servers tests/servers
 
 test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
-	KILLS=$(KILLS) $(BIN)/python -m pytest -m interruptions tests/interruptions
+	KILLS=$(KILLS) COMMANDS="$(COMMANDS)" $(BIN)/python -m pytest -m interruptions tests/interruptions
 
 fuzz: .venv/installed  ## Damaged inputs of every kind; FUZZ=1000 for a tenth of them.
 	FUZZ=$(or $(FUZZ),10080) $(BIN)/python -m pytest -m fuzz tests/fuzz

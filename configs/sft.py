@@ -27,5 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
             "remat": "full",
             "master_dtype": "float32",
             "checkpoint_every": 100,
+            "validation_share": 0.0,
+            "export": "last",
         }
     )

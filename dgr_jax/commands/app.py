@@ -64,6 +64,7 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
             from dgr_jax.run import hosts
 
             hosts.join(_given("hosts"))
+            hosts.check_equal(_said_by_flags(command))
         from dgr_jax.run.stopping import stop_on_sigterm
 
         stop_on_sigterm()  # after JAX's own hosts have set up theirs
@@ -107,6 +108,19 @@ def in_flags(message: str, given: flags.FlagValues) -> str:
         return f"--config.{name}" if "config" in given and name in (given["config"].value or ()) else found.group()
 
     return re.sub(r"`(\w+)`", flag, message)
+
+
+_OF_ONE_HOST = ("hosts", "output", "compilation_cache", "workers", "model", "input", "inputs", "suite", "exclude")
+"""Flags that hosts may give each its own: places, whose contents are compared by themselves, and what a host does
+alone."""
+
+
+def _said_by_flags(command: ModuleType) -> dict[str, Any]:
+    """What the command line says, but for that, as JSON values."""
+    own = flags.FlagValues()
+    command.define(own)
+    values = {name: flags.FLAGS[name].value for name in own if name not in _OF_ONE_HOST}
+    return {f"--{name}": getattr(value, "to_dict", lambda value=value: value)() for name, value in values.items()}
 
 
 def _given(name: str) -> Any:

@@ -6,17 +6,24 @@ The answers can be judged again, in seconds, by scripts/regrade.py, and two mode
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from absl.flags import FlagValues
 
 from dgr_jax.commands import flags
+
+if TYPE_CHECKING:
+    from dgr_jax.evaluation.items import Suite
+    from dgr_jax.generation.engine import Engine
+    from dgr_jax.judges.judge import Judge
+    from dgr_jax.tokens.chat import ChatFormat
 
 
 def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model output seed dtype mesh implementation compilation_cache judges",
+        "model output seed dtype mesh hosts implementation compilation_cache judges",
         flags.GENERATION,
         required="model output suite",
         suite=flags.several(
@@ -40,21 +47,25 @@ def main(given: FlagValues) -> str:
     from dgr_jax.evaluation.run import ask, grade_all
     from dgr_jax.evaluation.suites import load_suites
     from dgr_jax.generation.engine import prefills
+    from dgr_jax.run import hosts
     from dgr_jax.run.files import fingerprint_records, read_json
     from dgr_jax.run.stage import Stage
 
-    # Files first: they are quick to fail, a model takes its time to load.
-    suites, judges = load_suites(given.suite, given.limit, given.limit_seed), flags.judges(given)
     instructions = {
         kind: text if given.instruction is None else given.instruction for kind, text in INSTRUCTIONS.items()
     }
-    prefill = attack = None
-    if given.prefill is not None:
-        attack = [given.prefill, given.prefill_at, given.prefill_tokens]
-        prefill = prefills(*attack)
-        for item in (item for suite in suites for item in suite.items):
-            prefill(item.meta, f"item {item.id!r}")  # what one of them lacks is said now
-    engine, chat = flags.engine(given)[:2]  # the weights themselves are nobody's but the engine's
+    attack = None if given.prefill is None else [given.prefill, given.prefill_at, given.prefill_tokens]
+    prefill = None if attack is None else prefills(*attack)
+
+    def prepared() -> "tuple[list[Suite], list[Judge], Engine, ChatFormat]":
+        # Files first: they are quick to fail, a model takes its time to load.
+        suites, judges = load_suites(given.suite, given.limit, given.limit_seed), flags.judges(given)
+        if prefill is not None:
+            for item in (item for suite in suites for item in suite.items):
+                prefill(item.meta, f"item {item.id!r}")  # what one of them lacks is said now
+        return suites, judges, *flags.engine(given)[:2]  # the weights themselves are nobody's but the engine's
+
+    suites, judges, engine, chat = hosts.together(prepared)
     decoding = flags.decoding(given)
     with Stage.open(
         given.output,
@@ -85,5 +96,5 @@ def main(given: FlagValues) -> str:
             grade_all(samples, judges, about=about, output_dir=stage.folder, instructions=instructions)
             stage.finish(**{suite.name: len(suite.items) for suite in suites})
         with stage.reading():
-            table = summary_table(read_json(stage.folder / "results.json"))
+            table = summary_table(hosts.from_writer(lambda: read_json(stage.folder / "results.json")))
         return f"{table}\nevery answer with its grade: {given.output}/samples.jsonl"

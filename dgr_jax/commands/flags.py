@@ -264,6 +264,8 @@ def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None
         from dgr_jax.generation.openai import OpenAIEngine
         from dgr_jax.tokens.chat import ChatFormat
 
+        if "hosts" in given and given.hosts is not None:
+            raise UserError("`engine` openai: a server is asked by one host; leave `hosts` out")
         chat = ChatFormat.from_pretrained(given.model)
         return OpenAIEngine(given.base_url, given.served_model or given.model, chat=chat), chat, None
     from dgr_jax.generation.sampler import Sampler

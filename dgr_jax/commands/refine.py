@@ -3,16 +3,23 @@
 python scripts/refine.py --model=DIR --input=star1:star1.json --output=runs/refined
 """
 
+from typing import TYPE_CHECKING
+
 from absl.flags import FlagValues
 
 from dgr_jax.commands import flags
+
+if TYPE_CHECKING:
+    from dgr_jax.generation.engine import Engine
+    from dgr_jax.models.decoder import Decoder
+    from dgr_jax.tokens.chat import ChatFormat
 
 
 def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model input output seed dtype mesh implementation compilation_cache on_bad_row exclude judge",
+        "model input output seed dtype mesh hosts implementation compilation_cache on_bad_row exclude judge",
         flags.GENERATION,
         required="model input output",
         template=flags.text(None, "Rewrite request: a text file with {prompt}, {reasoning}, {answer}."),
@@ -33,22 +40,26 @@ def main(given: FlagValues) -> str:
     from dgr_jax.generation.engine import Prefill
     from dgr_jax.judges.phrases import load_judge
     from dgr_jax.models.sharding import mesh_or_none
+    from dgr_jax.run import hosts
     from dgr_jax.scoring.scorer import Scorer
 
-    settings = RefineSettings(
-        template=read_template(given.template),
-        decoding=flags.decoding(given),
-        attempts=given.attempts,
-        pick=given.pick,
-        on_reject=given.on_reject,
-        seed=given.seed,
-        traces_per_shard=given.traces_per_shard,
-        prefill=None if given.prefill is None else Prefill(given.prefill, given.prefill_at, given.prefill_tokens),
-    )
-    rewrite_filter = RewriteFilter(read_scaffold(given.scaffold), load_judge(given.judge))
-    # Files first: they are quick to fail, a model takes its time to load.
-    inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude or ())
-    engine, chat, model = flags.engine(given)
+    def prepared() -> "tuple[RefineSettings, RewriteFilter, Inputs, Engine, ChatFormat, Decoder | None]":
+        settings = RefineSettings(
+            template=read_template(given.template),
+            decoding=flags.decoding(given),
+            attempts=given.attempts,
+            pick=given.pick,
+            on_reject=given.on_reject,
+            seed=given.seed,
+            traces_per_shard=given.traces_per_shard,
+            prefill=None if given.prefill is None else Prefill(given.prefill, given.prefill_at, given.prefill_tokens),
+        )
+        rewrite_filter = RewriteFilter(read_scaffold(given.scaffold), load_judge(given.judge))
+        # Files first: they are quick to fail, a model takes its time to load.
+        inputs = Inputs.read(given.input, on_bad_row=given.on_bad_row, exclude=given.exclude or ())
+        return settings, rewrite_filter, inputs, *flags.engine(given)
+
+    settings, rewrite_filter, inputs, engine, chat, model = hosts.together(prepared)
     scorer = None
     if model is not None:
         scorer = Scorer(model, chat, mesh=mesh_or_none(given.mesh), max_length=model.config.max_positions)

@@ -18,6 +18,7 @@ from etils import epath
 from dgr_jax.data.trace import Trace, bad_field
 from dgr_jax.data.values import as_json, with_class_names
 from dgr_jax.errors import UserError, reason_of, shown
+from dgr_jax.run import hosts
 from dgr_jax.run.files import parse_json, read_json, read_text, replacing, unreadable
 
 OnBadRow = Literal["error", "skip"]
@@ -66,7 +67,8 @@ def read_traces(path: epath.PathLike, on_bad_row: OnBadRow = "error", bad_rows: 
 
 
 def write_traces(path: epath.PathLike, traces: Iterable[Trace]) -> None:
-    """Writes a .jsonl or .parquet file, whole or not at all; `read_traces` gives back equal traces.
+    """Writes a .jsonl or .parquet file, whole or not at all; `read_traces` gives back equal traces. Of several hosts
+    the first one writes.
 
     Raises:
       UserError: an invalid trace, an id that occurs twice, an unknown suffix, or a place that cannot be
@@ -74,6 +76,8 @@ def write_traces(path: epath.PathLike, traces: Iterable[Trace]) -> None:
     """
     file = epath.Path(path)
     write = {".jsonl": _write_jsonl, ".parquet": _write_parquet}[_trace_suffix(file)]
+    if not hosts.writes():
+        return
     with replacing(file) as handle:
         write(handle, _checked(traces, str(file)))
 

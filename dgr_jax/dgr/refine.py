@@ -19,6 +19,7 @@ from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter
 from dgr_jax.dgr.request import render_request
 from dgr_jax.errors import UserError
 from dgr_jax.generation.engine import Completion, Decoding, Engine, Prefill, Request, prefills
+from dgr_jax.run import hosts
 from dgr_jax.run.files import fingerprint_records, read_json_lines, write_json, write_json_lines
 from dgr_jax.run.shards import Shards
 from dgr_jax.run.stage import Stage
@@ -138,7 +139,8 @@ def refine(
         shards = Shards(stage.folder, len(traces), settings.traces_per_shard)
         if stage.finished:
             with stage.reading():
-                return _finish(traces, read_json_lines(stage.folder / "records.jsonl"), settings)
+                records = hosts.from_writer(lambda: read_json_lines(stage.folder / "records.jsonl"))
+                return _finish(traces, records, settings)
         shards.complete(rewriting.attempts, rewriting.records)
         records = list(shards.read())
         result = _finish(traces, records, settings)

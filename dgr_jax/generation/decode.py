@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from dgr_kernels.attention import Visibility
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dgr_jax.models.cache import KVCache
 from dgr_jax.models.config import ModelConfig
@@ -59,6 +59,28 @@ class DecodeState:
         whole = jax.tree.map(lambda x: array_sharding(mesh, ("batch", "length")[: x.ndim], x.shape), rest)
         cache = jax.tree.map(lambda x: array_sharding(mesh, self.cache.axes, x.shape), self.cache)
         return dataclasses.replace(whole, cache=cache)
+
+
+class Seen(NamedTuple):
+    """What the host looks at of a state, in numpy: fields of `DecodeState`."""
+
+    length: np.ndarray
+    active: np.ndarray
+    tokens: np.ndarray
+    log_prob: np.ndarray
+
+
+def seen(state: DecodeState) -> Seen:
+    """What there is to see of the rows of a state, on all hosts."""
+    found = Seen(state.length, state.active, state.tokens, state.log_prob)  # pyright: ignore[reportArgumentType]
+    if not state.tokens.is_fully_addressable:
+        found = _replicated(state.tokens.sharding.mesh)(found)  # pyright: ignore[reportAttributeAccessIssue]
+    return Seen(*map(np.array, found))
+
+
+@functools.cache
+def _replicated(mesh: Mesh) -> Callable[[Seen], Seen]:
+    return jax.jit(lambda found: found, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def pick_tokens(logits: jax.Array, uniform: jax.Array, *, temperature: float, top_p: float, top_k: int) -> jax.Array:

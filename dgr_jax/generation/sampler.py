@@ -2,7 +2,8 @@
 
 A fixed number of rows decodes in lockstep inside one `lax.while_loop`; whenever enough of them have ended, the host
 takes them out and prefills waiting prompts, of whatever length, into their state. A row's random stream is derived from
-(seed, id, attempt), so its text does not depend on its neighbours or on when it was let in.
+(seed, id, attempt), so its text does not depend on its neighbours or on when it was let in. Of several hosts, all see
+all rows' tokens, and so let in the same prompts at the same time.
 """
 
 import collections
@@ -15,19 +16,19 @@ from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dgr_jax.errors import UserError, memory_advice
-from dgr_jax.generation.decode import DecodeState, programs
+from dgr_jax.generation.decode import DecodeState, programs, seen
 from dgr_jax.generation.engine import Again, Completion, Decoding, Request, stream_digest
 from dgr_jax.generation.seats import Seats, SeatsUsed, bucket, free_memory
 from dgr_jax.models.cache import heads_first
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import fingerprint_model, local_folder
-from dgr_jax.models.sharding import Placement
+from dgr_jax.models.sharding import Placement, put_rows
 from dgr_jax.models.weights import from_pretrained
+from dgr_jax.run import hosts
 from dgr_jax.run.progress import Progress
 from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.tokenizer import check_ids
@@ -202,7 +203,7 @@ class Sampler:
                 return
             state = self._empty(B, S)
             run = programs(Placement.of(state) if self._mesh is not None else None)
-            apart, length = self.model.apart(), np.array(state.length)
+            apart, length = self.model.apart(), np.ones(B, np.int32)
             seated: list[Prompt | None] = [None] * B
             while queue or any(seated):
                 free = [place for place in range(B) if seated[place] is None]
@@ -217,15 +218,15 @@ class Sampler:
                 state = run.decode(
                     apart,
                     state,
-                    jnp.int32(min(B, len(free) - len(newcomers) + P)),
+                    np.int32(min(B, len(free) - len(newcomers) + P)),
                     eos=self._eos_token_ids,
                     most_steps=_STEPS_BETWEEN_STOPS if stop else decoding.max_new_tokens,
                     temperature=decoding.temperature,
                     top_p=decoding.top_p,
                     top_k=decoding.top_k,
                 )
-                before, length, active = length, np.array(state.length), np.array(state.active)
-                tokens, log_prob = np.asarray(state.tokens), np.asarray(state.log_prob)
+                before = length
+                length, active, tokens, log_prob = seen(state)
                 self.used.add(length - before)
                 for place, row in enumerate(seated):
                     if row is None:
@@ -237,14 +238,14 @@ class Sampler:
                         progress.advance(of=queue.asked, note=f"{self.used.share:.0%} of seats used")
                         yield Generated(row, ids, ids[-1] in self._eos_token_ids, float(log_prob[place]))
                 if stop:
-                    state = dataclasses.replace(state, active=jax.device_put(active, state.active.sharding))
+                    state = dataclasses.replace(state, active=put_rows(active, state.active.sharding))
 
     def _seats_for(self, queue: "_Queue", decoding: Decoding) -> Seats:
         slots = queue.slots(decoding.max_new_tokens)
         if self._batch_size is not None:
             return Seats.of(self._batch_size, slots, self._mesh)
         of_model = (self.model.config, self._mesh, self.model.dtype)
-        return Seats.fitting(*of_model, slots, queue.widest, free_memory(), most=len(queue))
+        return Seats.fitting(*of_model, slots, queue.widest, hosts.least(free_memory()), most=len(queue))
 
     def _empty(self, B: int, S: int) -> DecodeState:
         make = functools.partial(DecodeState.empty, self.model.config, B, S, self.model.dtype, heads_first(self._mesh))

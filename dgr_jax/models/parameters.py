@@ -6,6 +6,9 @@ and a round trip is exact to the byte. Layer parameters are stacked on a leading
 
 import dataclasses
 import math
+from collections.abc import Mapping
+
+import jax
 
 from dgr_jax.models.config import ModelConfig
 
@@ -70,3 +73,19 @@ def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
     layer("up", (F, D), ("ffn", "embed"), "mlp.up_proj.weight")
     layer("down", (D, F), ("embed", "ffn"), "mlp.down_proj.weight")
     return specs
+
+
+def overview(config: ModelConfig, arrays: Mapping[str, jax.Array]) -> str:
+    """A table for people of the arrays of a model: shape, dtype, how each is cut, and what a device has of it."""
+    lines = [f"{'parameter':<24} {'shape':<24} {'dtype':<9} {'cut':<28} {'MiB a device':>12}"]
+    numbers, held = 0, 0.0
+    for name in parameter_specs(config):
+        array = arrays[name]
+        numbers += array.size
+        here = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize / 2**20
+        held += here
+        cut = getattr(array.sharding, "spec", None)
+        cut = ", ".join("+".join(e) if isinstance(e, tuple) else e or "-" for e in cut) if cut else "whole"
+        lines.append(f"{name:<24} {list(array.shape)!s:<24} {array.dtype.name:<9} {cut:<28} {here:>12,.1f}")
+    lines.append(f"{numbers:,} parameters, {held:,.1f} MiB a device")
+    return "\n".join(lines)

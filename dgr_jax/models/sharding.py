@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 from dgr_kernels import Partition
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dgr_jax.errors import UserError
 
@@ -168,7 +168,7 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, RULES["batch"]))
 
 
-def put_rows[T](rows: T, sharding: NamedSharding | None) -> T:
+def put_rows[T](rows: T, sharding: Sharding | None) -> T:
     """A batch of host arrays, the same in every process, on the devices; each process moves what its own hold."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(rows, sharding)

@@ -4,31 +4,35 @@ Loading streams: each device's slice of each parameter is read from the safetens
 else. Only safetensors are read, never pickles.
 """
 
+import collections
+import functools
 import json
+import math
 import pathlib
-import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from absl import logging
 from dgr_kernels import KERNELS
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
-from dgr_jax.errors import UserError, foreign
+from dgr_jax.errors import UserError
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
 from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
 from dgr_jax.models.sharding import array_sharding, partition, replication
 from dgr_jax.models.tensor_files import INDEX, SINGLE, TensorFiles
+from dgr_jax.run import hosts
 from dgr_jax.run.files import whole_folder
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes of tensors that hold what they say."""
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Dtypes of tensors that hold what they say, as safetensors calls them."""
+CONFIG = "config.json"
 _COMPANIONS = (
     "tokenizer",
     "special_tokens_map",
@@ -56,8 +60,10 @@ def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> Non
             problems.append(f"{name} is missing")
         elif tuple(shape := files.slices(name).get_shape()) != spec.hf_shape:
             problems.append(f"{name} has shape {list(shape)} instead of {list(spec.hf_shape)}")
-        elif (stored := files.slices(name).get_dtype()) not in _FLOATS:
-            problems.append(f"{name} is stored as {stored}, quantised, and only {', '.join(_FLOATS)} can be read")
+        elif (stored := files.slices(name).get_dtype()) not in _DTYPES.values():
+            problems.append(
+                f"{name} is stored as {stored}, quantised, and only {', '.join(_DTYPES.values())} can be read"
+            )
     extra = sorted(files.where.keys() - expected.keys())
     if config.tie_embeddings and not config.labels and head in extra and not problems:
         extra.remove(head)
@@ -154,7 +160,7 @@ def from_pretrained(
 
 def save_pretrained(
     model: Decoder,
-    path: str | pathlib.Path,
+    path: epath.PathLike,
     *,
     dtype: str | None = None,
     companions_from: str | pathlib.Path | None = None,
@@ -162,9 +168,13 @@ def save_pretrained(
 ) -> None:
     """Writes a Hugging Face folder that transformers and vLLM load unchanged.
 
+    Tensors are fetched and written one by one, so that no host ever holds more than the largest. Several hosts write
+    each their share of the files, into a folder that all of them see.
+
     Args:
       model: the decoder.
-      path: the folder; it appears whole or not at all, and must not exist yet.
+      path: the folder, local or gs://; it appears whole or not at all, and must not exist yet. In a bucket, where
+        nothing can be renamed, it is whole when it has its config.json.
       dtype: of the weights in the files; that of the model by default.
       companions_from: model folder whose tokenizer, template and generation config are copied along.
       max_shard_bytes: files are cut at this size; an index is written when there are several.
@@ -173,48 +183,93 @@ def save_pretrained(
       UserError: the folder exists or cannot be written.
     """
     target = jnp.dtype(dtype or model.dtype)
-    with whole_folder(path) as folder:
-        _write_tensors(model, pathlib.Path(folder), target, max_shard_bytes, path)
-        (folder / "config.json").write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
-        for file in pathlib.Path(companions_from).iterdir() if companions_from else ():
-            if file.is_file() and file.name.startswith(_COMPANIONS):
-                shutil.copy(file, folder / file.name)
+    with whole_folder(path, completed_by=CONFIG) as folder:
+        _write_tensors(model, folder, target, max_shard_bytes)
+        if hosts.writes():
+            for file in pathlib.Path(companions_from).iterdir() if companions_from else ():
+                if file.is_file() and file.name.startswith(_COMPANIONS):
+                    (folder / file.name).write_bytes(file.read_bytes())
+            # Last: with it the folder is whole.
+            (folder / CONFIG).write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
 
 
-def _tensors(model: Decoder, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    values = model.parameters()
-    for name, spec in parameter_specs(model.config).items():
-        for layer, hf_name in enumerate(_hf_names(spec)):
-            value = values[name][layer] if spec.stacked else values[name]
-            yield hf_name, np.asarray(value.astype(dtype)).reshape(spec.hf_shape)
+def is_there(path: epath.PathLike) -> bool:
+    """Whether `save_pretrained` has written a folder, and all of it."""
+    return (epath.Path(path) / CONFIG).exists()
 
 
-def _write_tensors(
-    model: Decoder, folder: pathlib.Path, dtype: jnp.dtype, max_shard_bytes: int, place: str | pathlib.Path
-) -> None:
-    """Writes into `folder`, which will be `place`."""
-    sizes = {
-        name: int(np.prod(spec.hf_shape)) * dtype.itemsize
-        for spec in parameter_specs(model.config).values()
-        for name in _hf_names(spec)
-    }
-    groups: list[list[str]] = [[]]
+class _Tensor(NamedTuple):
+    """A tensor of a file: its name there, its shape, and which array of the model it is, or which layer of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    array: str
+    layer: int | None
+
+
+def _write_tensors(model: Decoder, folder: epath.Path, dtype: jnp.dtype, max_shard_bytes: int) -> None:
+    tensors = [
+        _Tensor(hf_name, spec.hf_shape, name, layer if spec.stacked else None)
+        for name, spec in parameter_specs(model.config).items()
+        for layer, hf_name in enumerate(_hf_names(spec))
+    ]
+    groups: list[list[_Tensor]] = [[]]
     filled = 0
-    for name, size in sizes.items():
+    for tensor in tensors:
+        size = math.prod(tensor.shape) * dtype.itemsize
         if groups[-1] and filled + size > max_shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(name)
+        groups[-1].append(tensor)
         filled += size
     count = len(groups)
     files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    tensors = _tensors(model, dtype)
-    for file, names in zip(files, groups, strict=True):
-        held = dict(next(tensors) for _ in names)
-        with foreign(f"cannot write {place}/{file}", "give a writable folder"):  # SafetensorError is no OSError
-            safetensors.numpy.save_file(held, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors leaves its files to their owner alone
-    if count > 1:
-        places = {name: file for file, names in zip(files, groups, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+    values = model.parameters()
+    for number, (file, group) in enumerate(zip(files, groups, strict=True)):
+        fetched = (_fetched(values[t.array], t.layer, dtype, hosts.takes(number)) for t in group)
+        if hosts.takes(number):
+            _write_file(folder / file, group, fetched, dtype)
+        else:
+            collections.deque(fetched, maxlen=0)
+    if count > 1 and hosts.writes():
+        places = {tensor.name: file for file, group in zip(files, groups, strict=True) for tensor in group}
+        size = sum(math.prod(tensor.shape) for tensor in tensors) * dtype.itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _fetched(value: jax.Array, layer: int | None, dtype: jnp.dtype, wanted: bool) -> np.ndarray | None:
+    """An array, or a layer of it, on this host where it is wanted; all hosts call this together."""
+    if value.is_fully_addressable:
+        return np.asarray((value if layer is None else value[layer]).astype(dtype)) if wanted else None
+    everywhere = NamedSharding(value.sharding.mesh, PartitionSpec())  # pyright: ignore[reportAttributeAccessIssue]
+    whole = _one_layer(everywhere)(value, layer and np.int32(layer), dtype=dtype)
+    return np.asarray(whole.addressable_data(0)) if wanted else None
+
+
+@functools.cache
+def _one_layer(sharding: NamedSharding) -> Callable[..., jax.Array]:
+    def taken(value: jax.Array, layer: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
+        return (value if layer is None else value[layer]).astype(dtype)
+
+    return jax.jit(taken, static_argnames="dtype", out_shardings=sharding)
+
+
+def _write_file(
+    file: epath.Path, tensors: Sequence[_Tensor], values: Iterable[np.ndarray | None], dtype: jnp.dtype
+) -> None:
+    """A safetensors file, tensor by tensor: the library's own writer wants all of them in memory."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        end = at + math.prod(tensor.shape) * dtype.itemsize
+        entries[tensor.name] = {"dtype": _DTYPES[dtype.name], "shape": tensor.shape, "data_offsets": (at, end)}
+        at = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little"))
+        stream.write(header)
+        for value in values:
+            assert value is not None, "asked for"
+            stream.write(np.ascontiguousarray(value).view(np.uint8).data)

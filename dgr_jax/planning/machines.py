@@ -8,36 +8,8 @@ import pathlib
 from typing import Any, NamedTuple, Self
 
 from dgr_jax.errors import UserError
+from dgr_jax.models.chips import CHIPS, Chip
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """One device, by its maker's data sheet.
-
-    Attributes:
-      platform: JAX's name of it.
-      memory: bytes that a program may take.
-      flops: bfloat16 products and sums per second, dense.
-      bandwidth: bytes per second between memory and core.
-      link: bytes per second that it sends to its neighbours.
-    """
-
-    platform: str
-    memory: int
-    flops: float
-    bandwidth: float
-    link: float
-
-
-CHIPS = {
-    "v5e": Chip("tpu", int(15.75 * GIB), 197e12, 819e9, 200e9),
-    "v5p": Chip("tpu", int(95.74 * GIB), 459e12, 2765e9, 600e9),
-    "v6e": Chip("tpu", int(31.25 * GIB), 918e12, 1640e9, 448e9),
-    # JAX takes three quarters of a GPU's 79 GiB, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-    "h100": Chip("cuda", int(0.75 * 84_929_347_584), 989e12, 3352e9, 450e9),
-}
-"""By the name that a user gives. Memory of TPUs is what libtpu itself says when a program does not fit."""
 _FLAT = {1: "2x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _DEEP = {1: "2x2x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 _SLICES = {"v5e": _FLAT, "v6e": _FLAT, "v5p": _DEEP}

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from dgr_jax.errors import UserError
-from dgr_jax.planning.cost import Cost
+from dgr_jax.models.chips import GIB
+from dgr_jax.models.cost import Cost
 from dgr_jax.planning.hlo import Traffic, collectives
-from dgr_jax.planning.machines import GIB, Machine
+from dgr_jax.planning.machines import Machine
 from dgr_jax.planning.programs import Program
 
 MARGIN = 0.05

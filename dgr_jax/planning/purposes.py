@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from dgr_jax.generation.seats import Seats, bucket
 from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.cost import Cost
 from dgr_jax.models.sharding import data_parallelism
-from dgr_jax.planning.cost import Cost
 from dgr_jax.planning.machines import Machine
 from dgr_jax.planning.plan import Plan, Step, largest_batch
 from dgr_jax.planning.programs import Abstract

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from dgr_jax.run import hosts
 
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
-    """A handle to a temporary neighbour that takes the file's name when everything went well.
+    """A handle to a temporary neighbour that takes the file's name when everything went well. For a bucket, where
+    nothing is renamed and what is written is whole, the content waits in memory.
 
     Raises:
       UserError: the place cannot be written.
@@ -25,6 +27,10 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     file = epath.Path(path)
     partial = _partial(file)
     with _naming(file):
+        if in_bucket(file):
+            yield (content := io.BytesIO())
+            file.write_bytes(content.getvalue())
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as handle:
@@ -35,26 +41,68 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+def whole_folder(path: epath.PathLike, completed_by: str) -> Iterator[epath.Path]:
     """A temporary folder that takes the name when everything went well; what a killed process left is removed.
+
+    Of several hosts all write into it, and the first one names it. In a bucket, where a folder cannot be renamed, it is
+    the folder itself.
+
+    Args:
+      path: the folder.
+      completed_by: the file that is written last, without which a folder in a bucket is not whole.
 
     Raises:
       UserError: there is something of that name, or the place cannot be written.
     """
     folder = epath.Path(path)
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another place, or delete it")
-    with _naming(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_partial(folder.parent, folder.name)
-        partial = _partial(folder)
-        partial.mkdir()
-        try:
+
+    def begin() -> str:
+        if in_bucket(folder):
+            if (folder / completed_by).exists():
+                raise _exists(folder)
+            if folder.exists():
+                folder.rmtree()
+            return str(folder)
+        if folder.exists():
+            raise _exists(folder)
+        with _naming(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_partial(folder.parent, folder.name)
+            (partial := _partial(folder)).mkdir()
+        return str(partial)
+
+    def seen_here() -> None:
+        if hosts.several() and not in_bucket(folder) and not partial.exists():
+            raise UserError(
+                f"{folder}: hosts do not see each other's files there; give a folder that all of them share, or gs://"
+            )
+
+    partial = epath.Path(hosts.from_writer(begin))
+    hosts.together(seen_here)
+
+    def naming() -> None:
+        if not in_bucket(folder):
+            with _naming(folder):
+                partial.rename(folder)
+
+    try:
+        with _naming(folder):
             yield partial
-            partial.rename(folder)
-        except BaseException:
+        hosts.together(lambda: None)  # all have written
+        hosts.from_writer(naming)
+    except BaseException:
+        if partial.exists() and hosts.writes():
             partial.rmtree()  # it may be what has filled the disk
-            raise
+        raise
+
+
+def _exists(folder: epath.Path) -> UserError:
+    return UserError(f"{folder} exists already; choose another place, or delete it")
+
+
+def in_bucket(path: epath.PathLike) -> bool:
+    """Whether a path is not on a disk."""
+    return "://" in str(path)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ All processes run the same program on the same inputs, as JAX asks of them: ever
 moves to its devices only what they hold.
 """
 
+import contextvars
 import json
 import os
 import socket
@@ -21,6 +22,10 @@ from dgr_jax.errors import UserError
 
 _PATIENCE = 300.0
 """Seconds that a host waits for the first one to be there; JAX's own limit for the others."""
+
+
+_by_itself = contextvars.ContextVar("by_itself", default=False)
+"""Whether this process does something that the others do not do with it."""
 
 
 def join(spec: str, patience: float = _PATIENCE) -> None:
@@ -72,8 +77,8 @@ def _wait_for(host: str, port: int, patience: float) -> None:
 
 
 def several() -> bool:
-    """Whether this process is one of several. Asks JAX for its devices only if it is."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    """Whether this process is one of several that do the same. Asks JAX for its devices only then."""
+    return not _by_itself.get() and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def writes() -> bool:
@@ -81,8 +86,15 @@ def writes() -> bool:
     return not several() or jax.process_index() == 0
 
 
+def takes(number: int) -> bool:
+    """Whether the piece of work of that number is this process' own, of those that are dealt out in turn."""
+    return not several() or number % jax.process_count() == jax.process_index()
+
+
 def from_writer[T](work: Callable[[], T]) -> T:
     """What `work` returns in the process that writes, for all of them; nobody else calls it.
+
+    Within it there are no other hosts.
 
     Args:
       work: returns a JSON value.
@@ -94,10 +106,13 @@ def from_writer[T](work: Callable[[], T]) -> T:
         return work()
     outcome: dict[str, Any] = {}
     if writes():
+        token = _by_itself.set(True)
         try:
             outcome["value"] = work()
         except UserError as error:
             outcome["error"] = str(error)
+        finally:
+            _by_itself.reset(token)
     outcome = json.loads(_gather(json.dumps(outcome))[0])
     if "error" in outcome:
         raise UserError(outcome["error"])
@@ -126,6 +141,11 @@ def together[T](work: Callable[[], T]) -> T:
 def most(number: int) -> int:
     """The largest of the numbers that the processes call this with, in all of them."""
     return max(map(int, _gather(str(number)))) if several() else number
+
+
+def least(number: int) -> int:
+    """The smallest of the numbers that the processes call this with, in all of them."""
+    return -most(-number)
 
 
 def check_equal(facts: Mapping[str, Any]) -> None:

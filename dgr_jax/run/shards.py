@@ -1,6 +1,7 @@
 """Records of a stage in numbered files of equal size, each whole or absent: a kill costs those that were begun."""
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from dgr_jax.run import hosts
 from dgr_jax.run.files import read_text, remove_partial, write_json_lines
 from dgr_jax.run.stopping import at_borders
 
@@ -20,6 +22,7 @@ class Shards:
     """The records of a stage, one JSON object per line.
 
     Record i belongs to shard i // size whatever happens, so a resumed run knows what is left by looking at the files.
+    On several hosts they are those of the first, which alone looks at them; all hosts call the same methods.
 
     Args:
       folder: of the stage.
@@ -31,19 +34,26 @@ class Shards:
     def __init__(self, folder: epath.Path, total: int, size: int, name: str = PARTS):
         self.folder, self.total, self.size = folder / name, total, size
 
-    def missing(self) -> Iterator[range]:
+    def missing(self) -> list[range]:
         """Ranges of records that are still to be done, in order: those without a shard, or with a damaged one."""
-        present = set()
-        if self.folder.exists():
-            remove_partial(self.folder)
-            present = {f.name for f in self.folder.iterdir()}
-        for numbers in self._ranges():
-            name = self._name(numbers.start)
-            if name not in present:
-                yield numbers
-            elif not _is_whole((self.folder / name).read_bytes(), len(numbers)):
-                logging.warning("%s is damaged; its records are made again", self.folder / name)
-                yield numbers
+
+        def starts() -> list[int]:
+            present = set()
+            if self.folder.exists():
+                remove_partial(self.folder)
+                present = {f.name for f in self.folder.iterdir()}
+            return [numbers.start for numbers in self._ranges() if not self._is_there(numbers, present)]
+
+        return self._of_starts(hosts.from_writer(starts))
+
+    def _is_there(self, numbers: range, present: Container[str]) -> bool:
+        file = self.folder / self._name(numbers.start)
+        if file.name not in present:
+            return False
+        whole = _is_whole(file.read_bytes(), len(numbers))
+        if not whole:
+            logging.warning("%s is damaged; its records are made again", file)
+        return whole
 
     def complete[Item](
         self,
@@ -59,7 +69,7 @@ class Shards:
         Raises:
           Stopped: a signal asked for the end; the shard that was finished next is written.
         """
-        missing = list(self.missing())
+        missing = self.missing()
         of_number = {number: numbers for numbers in missing for number in numbers}
         waiting: dict[range, dict[int, Item]] = {numbers: {} for numbers in missing}
         with at_borders("shard") as stopping, contextlib.closing(make(list(of_number))) as made:
@@ -91,25 +101,38 @@ class Shards:
 
     def digests(self) -> dict[str, str]:
         """sha256 of each shard, by name; every shard must be there."""
-        names = [self._name(numbers.start) for numbers in self._ranges()]
-        return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names}
 
-    def differing(self, digests: Mapping[str, str]) -> Iterator[range]:
+        def found() -> dict[str, str]:
+            names = [self._name(numbers.start) for numbers in self._ranges()]
+            return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names}
+
+        return hosts.from_writer(found)
+
+    def differing(self, digests: Mapping[str, str]) -> list[range]:
         """Ranges of records whose shard is not there, or is not the one that `digests` knows."""
-        for numbers in self._ranges():
-            file = self.folder / self._name(numbers.start)
-            found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
-            if found != digests.get(file.name):
-                logging.warning("%s is not what was written; its records are made again", file)
-                yield numbers
+
+        def starts() -> list[int]:
+            differ = []
+            for numbers in self._ranges():
+                file = self.folder / self._name(numbers.start)
+                found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+                if found != digests.get(file.name):
+                    logging.warning("%s is not what was written; its records are made again", file)
+                    differ.append(numbers.start)
+            return differ
+
+        return self._of_starts(hosts.from_writer(starts))
 
     def _lines(self) -> Iterator[str]:
         for numbers in self._ranges():
-            yield from read_text(self.folder / self._name(numbers.start)).removesuffix("\n").split("\n")
+            text = hosts.from_writer(functools.partial(read_text, self.folder / self._name(numbers.start)))
+            yield from text.removesuffix("\n").split("\n")
 
-    def _ranges(self) -> Iterator[range]:
-        for start in range(0, self.total, self.size):
-            yield range(start, min(start + self.size, self.total))
+    def _ranges(self) -> list[range]:
+        return self._of_starts(range(0, self.total, self.size))
+
+    def _of_starts(self, starts: Iterable[int]) -> list[range]:
+        return [range(start, min(start + self.size, self.total)) for start in starts]
 
     def _name(self, start: int) -> str:
         return f"{start // self.size:06d}.jsonl"

@@ -79,10 +79,11 @@ class Stage:
 
         Raises:
           UserError: the directory holds another configuration's output (the message names the field) or anything
-            else, is in use by another process, or cannot be written.
+            else, is in use by another process, or cannot be written; or hosts were asked for different things.
         """
         asked = {"stage": name, "config": dict(config), "inputs": dict(inputs), "model": model, "seed": seed}
         asked = json.loads(json.dumps(asked))
+        hosts.check_equal({**asked, "jax": jax.__version__})
         path = epath.Path(folder)
         locks = []
 

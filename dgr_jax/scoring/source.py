@@ -8,7 +8,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax
 from etils import epath
 
 from dgr_jax.data.stream import TraceStream
@@ -16,7 +15,6 @@ from dgr_jax.errors import UserError
 from dgr_jax.models.folder import fingerprint_model, load_config, local_folder
 from dgr_jax.models.sharding import mesh_or_none
 from dgr_jax.models.weights import default_dtype, from_pretrained
-from dgr_jax.run import hosts
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.shards import Shards
 from dgr_jax.run.stage import Stage
@@ -109,18 +107,14 @@ def score_source(
         "chat": model.chat.fingerprint,
     }
     asked: dict[str, Any] = {"inputs": {"traces": stream.fingerprint}, "model": model.fingerprint, "seed": seed}
-    batches = {"mesh": model.mesh, "tokens_per_batch": chosen.tokens_per_batch, "share": chosen.share_prefixes}
-    hosts.check_equal({**asked, **config, **batches, "kernels": model.implementation, "jax": jax.__version__})
     with Stage.open(output, "score", config=config, **asked) as stage:
         shards = Shards(stage.folder, stream.traces, chosen.traces_per_shard, "scores")
 
-        def not_there() -> list[tuple[int, int]]:
-            if not stage.finished:
-                return [(numbers.start, numbers.stop) for numbers in shards.missing()]
+        if stage.finished:
             with stage.reading():
-                return [(numbers.start, numbers.stop) for numbers in shards.differing(stage.manifest["shards"])]
-
-        left = [range(*bounds) for bounds in hosts.from_writer(not_there)]
+                left = shards.differing(stage.manifest["shards"])
+        else:
+            left = shards.missing()
         if left:
             model.scorer.cost = Cost()
             with Progress("score", sum(map(len, left))) as progress:
@@ -134,7 +128,7 @@ def score_source(
         if left or not stage.finished:
             cost = model.scorer.cost if left else Cost()
             stage.finish(
-                {"shards": hosts.from_writer(shards.digests), "throughput": cost.to_dict()},
+                {"shards": shards.digests(), "throughput": cost.to_dict()},
                 traces=stream.traces,
                 skipped=len(stream.bad_rows),
             )

@@ -57,6 +57,28 @@ def training_sequences(
     return sequences
 
 
+def held_out(sequences: Sequence[TokenSequence], recipe: Recipe) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    """What is trained on, and what is held out by `recipe.validation_share`: by seed, at least one of either.
+
+    Raises:
+      UserError: there is too little for both.
+    """
+    count = len(sequences)
+    if not recipe.validation_share:
+        return list(sequences), []
+    if count < 2:
+        raise UserError(f"`validation_share` of {count} traces leaves nothing; give more, or hold nothing out")
+    out = min(max(1, round(recipe.validation_share * count)), count - 1)
+    order = np.random.default_rng((recipe.seed, _HELD_OUT)).permutation(count)
+    chosen = set(order[:out].tolist())
+    return (
+        [sequence for number, sequence in enumerate(sequences) if number not in chosen],
+        [sequence for number, sequence in enumerate(sequences) if number in chosen],
+    )
+
+
+_HELD_OUT = 2**32
+"""In place of an epoch, in the seed of a permutation."""
 _MUCH_PADDING = 0.25
 """Share of padding that is worth a warning."""
 
@@ -95,7 +117,7 @@ class BatchPlan:
         self._sequences, self._recipe, self._row_multiple = sequences, recipe, row_multiple
         self.steps = recipe.steps or math.ceil(len(sequences) * recipe.epochs / recipe.batch_size)
         self._permutations: dict[int, np.ndarray] = {}
-        needs = [[len(sequence.token_ids) for sequence in self._members(step)] for step in range(self.steps)]
+        needs = [[len(sequence.token_ids) for sequence in self.members(step)] for step in range(self.steps)]
         self._shape = choose_shapes(needs, longest=recipe.row_length, multiple=recipe.accumulation * row_multiple)
         self._targets: dict[RowShape, int] = collections.defaultdict(int)
         for step, shape in enumerate(self._shape):
@@ -112,7 +134,7 @@ class BatchPlan:
     @property
     def padding_share(self) -> float:
         """Share of what is computed that is no token of a trace."""
-        tokens = sum(len(sequence.token_ids) for step in range(self.steps) for sequence in self._members(step))
+        tokens = sum(len(sequence.token_ids) for step in range(self.steps) for sequence in self.members(step))
         return 1 - tokens / sum(shape.slots for shape in self._shape)
 
     def padding_advice(self) -> str | None:
@@ -141,7 +163,8 @@ class BatchPlan:
             f"{recipe.batch_size} traces do not fill the rows; {'; '.join(instead) or 'take fewer devices'}"
         )
 
-    def _members(self, step: int) -> list[TokenSequence]:
+    def members(self, step: int) -> list[TokenSequence]:
+        """The traces of a step."""
         size, count = self._recipe.batch_size, len(self._sequences)
         members = []
         for position in range(step * size, (step + 1) * size):
@@ -152,7 +175,7 @@ class BatchPlan:
         return members
 
     def _laid_out(self, step: int) -> tuple[list[TokenSequence], list[Row]]:
-        members = self._members(step)
+        members = self.members(step)
         return members, lay_out(members, (self._shape[step].length,))
 
 

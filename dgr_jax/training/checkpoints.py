@@ -1,43 +1,82 @@
 """Training checkpoints: Orbax behind one small interface."""
 
-import contextlib
 import logging as python_logging
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
 from etils import epath
 from orbax import checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from dgr_jax.errors import UserError, reason_of, shortage
-from dgr_jax.run.files import unwritable
+from dgr_jax.run.files import in_bucket, unwritable
+
+_LOSS = "validation_loss"
 
 
 class CheckpointStore:
     """Numbered checkpoints of one run; a checkpoint is whole or absent.
 
+    They are written in the background, by all hosts, into a folder that all of them see. What goes wrong there is said
+    at the next call.
+
     Args:
       folder: local path or gs://; made if absent.
-      keep: how many of the newest stay.
+      keep: how many of the newest stay; the one of the least loss stays, too.
     """
 
     def __init__(self, folder: epath.PathLike, *, keep: int = 2):
         self._folder = epath.Path(folder)
         self._damaged: set[int] = set()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
+        newest = checkpoint_managers.LatestN(keep)
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics[_LOSS], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
+            best_fn=lambda metrics: metrics[_LOSS],  # without it Orbax keeps no metrics
+            create=True,
+        )
+        logging.get_absl_logger().addFilter(_not_from_threads)
         try:
-            self._manager = ocp.CheckpointManager(
-                self._folder.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
-            )
-            for step in sorted(self._manager.all_steps())[:-keep]:  # of a process that was killed before it did
+            place = self._folder if in_bucket(folder) else self._folder.resolve()
+            self._manager = ocp.CheckpointManager(place, options=options, item_handlers=ocp.StandardCheckpointHandler())
+            for step in set(sorted(self._manager.all_steps())[:-keep]) - {self.best}:  # of a killed process
                 self._manager.delete(step)
         except OSError as error:
             raise unwritable(folder, error) from error
 
+    @property
+    def best(self) -> int | None:
+        """The step of the least loss among those that are there; None where none has one."""
+        losses = {
+            step: metrics[_LOSS] for step in self._manager.all_steps() if (metrics := self._manager.metrics(step))
+        }
+        return min(losses, key=losses.__getitem__) if losses else None
+
     def close(self) -> None:
-        """Ends what Orbax does in the background."""
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._finish()
+        finally:
+            self._manager.close()
+            logging.get_absl_logger().removeFilter(_not_from_threads)
+
+    def _finish(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._raise(error)
+
+    def _raise(self, error: Exception) -> NoReturn:
+        if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
+            raise error
+        raise unwritable(self._folder, error) from error
 
     def restore_latest(self, like: Any) -> tuple[int, Any]:
         """The newest checkpoint that can be read, and its step; `(0, like)` where there is none.
@@ -50,6 +89,7 @@ class CheckpointStore:
         Raises:
           UserError: a checkpoint does not fit `like`, or there are some and none can be read.
         """
+        self._finish()
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self.restore(step, like)
@@ -66,23 +106,26 @@ class CheckpointStore:
             )
         return 0, like
 
-    def save(self, step: int, state: Any) -> None:
-        """Saves a pytree of arrays under a step number.
+    def save(self, step: int, state: Any, loss: float | None = None) -> None:
+        """Saves a pytree of arrays under a step number, which may be given up on return, and are written on `close`.
+
+        Args:
+          step: above all that are there.
+          state: what to save.
+          loss: by which the best one is known.
 
         Raises:
-          UserError: it cannot be written; the checkpoints before it are untouched.
+          UserError: it, or the one before, cannot be written; the checkpoints before that are untouched.
         """
         try:
-            with _silent_threads():
-                for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
-                    self._manager.delete(damaged)
-                    self._damaged.remove(damaged)
-                saved = self._manager.save(step, args=ocp.args.StandardSave(state))
-                self._manager.wait_until_finished()
+            self._manager.wait_until_finished()
+            for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
+                self._manager.delete(damaged)
+                self._damaged.remove(damaged)
+            metrics = None if loss is None else {_LOSS: loss}
+            saved = self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
         except Exception as error:
-            if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
-                raise
-            raise unwritable(self._folder / str(step), error) from error
+            self._raise(error)
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} beside {self._manager.all_steps()}")
 
@@ -107,19 +150,9 @@ class CheckpointStore:
         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
 
 
-@contextlib.contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Without what Orbax's threads log, each with a traceback, about an error that is then raised here."""
-
-    def other(record: python_logging.LogRecord) -> bool:
-        return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other)
+def _not_from_threads(record: python_logging.LogRecord) -> bool:
+    """Leaves out what Orbax's threads log, each with a traceback, about an error that is then raised here."""
+    return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

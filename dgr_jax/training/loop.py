@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from etils import epath
@@ -21,16 +22,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dgr_jax.errors import UserError
 from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.sharding import Placement, batch_sharding, data_parallelism
+from dgr_jax.models.sharding import Placement, batch_sharding, data_parallelism, put_rows
+from dgr_jax.run import hosts
 from dgr_jax.run.compilation import compile_seconds
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.stopping import at_borders
-from dgr_jax.scoring.scorer import target_scores
+from dgr_jax.scoring.scorer import Scorer, target_scores
 from dgr_jax.tokens.packing import PackedRows, TokenSequence
-from dgr_jax.training.batches import BatchPlan
+from dgr_jax.training.batches import BatchPlan, held_out
 from dgr_jax.training.checkpoints import CheckpointStore
-from dgr_jax.training.metrics import MetricsWriter
+from dgr_jax.training.metrics import Boards, MetricsWriter
 from dgr_jax.training.recipe import Recipe, learning_rates, optimizer
+from dgr_jax.training.watching import StepProfiler, speed
 
 
 class DivergedError(UserError):
@@ -67,8 +70,8 @@ def _train_step(model, moments, rows, rate, *, optimizer, remat, compute_dtype):
         nothing = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, model))
         (mean, gradient), _ = jax.lax.scan(accumulate, nothing, rows)
     updates, moments = optimizer.update(gradient, optax.tree.set(moments, learning_rate=rate), model)
-    measured = {"loss": mean, "grad_norm": optax.tree.norm(gradient), "targets": count}
-    return optax.apply_updates(model, updates), moments, measured
+    norms = {"grad_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
+    return optax.apply_updates(model, updates), moments, {"loss": mean, "targets": count, **norms}
 
 
 @functools.cache
@@ -115,17 +118,24 @@ def train(
     mesh: jax.sharding.Mesh | None = None,
     folder: epath.PathLike | None = None,
     label: str = "sft",
+    profile: epath.PathLike | None = None,
+    boards: Boards | None = None,
 ) -> TrainingResult:
     """Fine-tunes a model.
 
+    On several hosts all call this with the same arguments; `folder` is then one that all of them see.
+
     Args:
       model: the starting point; its buffers are given up.
-      sequences: what to train on (see `training_sequences`).
+      sequences: what to train on (see `training_sequences`), and to hold out of it.
       recipe: how.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
-      folder: receives metrics.jsonl, TensorBoard events and, with `checkpoint_every`, checkpoints; a run that was
-        stopped goes on from its newest checkpoint with the losses it would have had. None keeps everything in memory.
+      folder: local or gs://; receives metrics.jsonl, TensorBoard events and, with `checkpoint_every`, checkpoints; a
+        run that was stopped goes on from its newest checkpoint with the losses it would have had. None keeps everything
+        in memory.
       label: name on the progress bar.
+      profile: folder that receives a trace of a few steps, for TensorBoard or XProf.
+      boards: who else is told of each step.
 
     Raises:
       UserError: nothing to train on, a sequence beyond the model's positions, or a checkpoint of another model in
@@ -138,22 +148,15 @@ def train(
         raise UserError(
             f"a sequence has {longest} tokens, more than the model's {model.config.max_positions} positions; drop it"
         )
-    sharding = batch_sharding(mesh, leading=1) if mesh is not None else None
-    plan = BatchPlan(sequences, recipe, row_multiple=data_parallelism(mesh))
+    trained_on, left_out = held_out(sequences, recipe)
+    plan = BatchPlan(trained_on, recipe, row_multiple=data_parallelism(mesh))
     if advice := plan.padding_advice():
         logging.warning("%s: %s", label, advice)
+    sharding = batch_sharding(mesh, leading=1) if mesh is not None else None
     model = jax.tree.map(lambda x: x.astype(recipe.master_dtype), model)
-    adamw = optimizer(recipe.betas, recipe.weight_decay, recipe.clip_norm)
-    begin: Any = adamw.init
-    if mesh is None:
-        moments = begin(model)
-    else:
-        where = jax.tree.map(lambda x: x.sharding, placed_moments(adamw, model, mesh))
-        moments = jax.jit(begin, out_shardings=where)(model)
-    placement = Placement.of((model, moments)) if mesh is not None else None
-    step_with = compiled_step(adamw, recipe.remat, recipe.compute_dtype, placement)
+    model, moments, step_with = _prepared(model, recipe, mesh)
     rates = learning_rates(recipe, plan.steps).tolist()
-    history = []
+    history: list[dict[str, float]] = []
     with contextlib.ExitStack() as open_files:
         store = writer = None
         first = 0
@@ -162,28 +165,65 @@ def train(
             leaves, structure = jax.tree.flatten((model, moments))
             first, leaves = store.restore_latest(leaves)
             model, moments = jax.tree.unflatten(structure, leaves)
-        if folder:
-            writer = open_files.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first)))
+        if folder and hosts.writes():
+            metrics = MetricsWriter(folder, resume_step=first, boards=boards)
+            writer = open_files.enter_context(contextlib.closing(metrics))
         progress = open_files.enter_context(Progress(label, plan.steps - first, "steps"))
+        profiler = open_files.enter_context(contextlib.closing(StepProfiler(profile, first)))
         stopping = open_files.enter_context(at_borders("step"))
+        validate = functools.partial(_validation_loss, left_out, recipe=recipe, mesh=mesh)
+        at_start = {"validation_loss_at_start": validate(model)} if left_out and not first else {}
         for step in range(first, plan.steps):
+            profiler.before(step)
             begin, compiled = time.perf_counter(), compile_seconds()
-            rows = jax.device_put(plan[step], sharding)
-            model, moments, measured = step_with(model, moments, rows, jnp.float32(rates[step]))
+            rows = put_rows(plan[step], sharding)
+            model, moments, measured = step_with(model, moments, rows, np.float32(rates[step]))
             scalars = {name: float(value) for name, value in measured.items()}
             compiling = compile_seconds() - compiled
             seconds = time.perf_counter() - begin - compiling
             scalars |= {"learning_rate": rates[step], "seconds": seconds, "compile_seconds": compiling}
-            history.append({"step": step, **scalars})
+            scalars |= speed(model.config, plan.members(step), seconds, mesh) | (at_start if step == 0 else {})
             if not math.isfinite(scalars["loss"]):
                 raise DivergedError(f"{label}: loss is {scalars['loss']} at step {step}; lower the learning rate")
-            if writer:
-                writer.write(step, scalars)
             stop = stopping()
-            if store and (stop or (step + 1) % recipe.checkpoint_every == 0 or step + 1 == plan.steps):
+            last = step + 1 == plan.steps
+            saves = store and (stop or last or (step + 1) % recipe.checkpoint_every == 0)
+            if left_out and (saves or last):
+                scalars["validation_loss"] = validate(model)
+            history.append({"step": step, **scalars})
+            if writer:
+                writer.write(step, scalars, flush=bool(saves))
+            if store and saves:
                 # Leaves in tree order: a checkpoint does not depend on class names of the libraries behind them.
-                store.save(step + 1, jax.tree.leaves((model, moments)))
+                store.save(step + 1, jax.tree.leaves((model, moments)), scalars.get("validation_loss"))
             progress.advance(note=f"loss {scalars['loss']:.4f}")
             if stop:
                 break
+        if store and recipe.export == "best" and (best := store.best) not in (None, plan.steps):
+            leaves, structure = jax.tree.flatten((model, moments))
+            model, _ = jax.tree.unflatten(structure, store.restore(best, leaves))
     return TrainingResult(model, history)
+
+
+def _prepared(
+    model: Decoder, recipe: Recipe, mesh: jax.sharding.Mesh | None
+) -> tuple[Decoder, Any, Callable[..., tuple[Decoder, Any, dict[str, jax.Array]]]]:
+    """Weights and moments where they belong, and the step that moves them on."""
+    adamw = optimizer(recipe.betas, recipe.weight_decay, recipe.clip_norm)
+    begin: Any = adamw.init
+    if mesh is None:
+        moments, placement = begin(model), None
+    else:
+        where = jax.tree.map(lambda x: x.sharding, placed_moments(adamw, model, mesh))
+        moments = jax.jit(begin, out_shardings=where)(model)
+        placement = Placement.of((model, moments))
+    return model, moments, compiled_step(adamw, recipe.remat, recipe.compute_dtype, placement)
+
+
+def _validation_loss(
+    sequences: Sequence[TokenSequence], model: Decoder, *, recipe: Recipe, mesh: jax.sharding.Mesh | None
+) -> float:
+    """Mean of -log p over all targets, in nats, by the scorer."""
+    scorer = Scorer(model.computing_in(recipe.compute_dtype), None, mesh=mesh)
+    found = [scores.log_probs for scores in scorer.score_sequences(sequences)]
+    return -float(np.concatenate(found).sum(dtype=np.float64)) / sum(map(len, found))

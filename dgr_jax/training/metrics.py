@@ -1,6 +1,8 @@
 """Training metrics: JSON lines always, TensorBoard when tensorboardX is installed."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import socket
 import time
@@ -9,38 +11,68 @@ from typing import IO, Any
 
 from etils import epath
 
-from dgr_jax.errors import foreign
-from dgr_jax.run.files import read_text, unwritable, write_text
+from dgr_jax.errors import UserError, foreign
+from dgr_jax.run.files import in_bucket, read_text, unwritable, write_text
 
 _FLUSH_SECONDS = 30
 """How long TensorBoard may wait for a step."""
 
 
-class MetricsWriter:
-    """Appends one line per step to metrics.jsonl, and the same scalars to TensorBoard event files.
+@dataclasses.dataclass(frozen=True)
+class Boards:
+    """Who is told of each step beside metrics.jsonl.
 
-    Args:
-      folder: the run's directory.
-      resume_step: lines from this step on are dropped: they belong to steps that will be run again.
+    Attributes:
+      tensorboard: write event files into the run's folder, where tensorboardX is installed and it is on a disk.
+      wandb: project of Weights & Biases, whose package must be installed; None for no such thing.
+      config: of the run, for Weights & Biases.
     """
 
-    def __init__(self, folder: epath.PathLike, *, resume_step: int = 0):
+    tensorboard: bool = True
+    wandb: str | None = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class MetricsWriter:
+    """Writes one line per step to metrics.jsonl, and the same scalars to boards.
+
+    On a disk lines are appended; in a bucket, where nothing can be, the file is written anew every half minute.
+
+    Args:
+      folder: the run's directory, local or gs://.
+      resume_step: lines from this step on are dropped: they belong to steps that will be run again.
+      boards: who else is told.
+
+    Raises:
+      UserError: the folder cannot be written, or Weights & Biases is asked for and not there.
+    """
+
+    def __init__(self, folder: epath.PathLike, *, resume_step: int = 0, boards: Boards | None = None):
+        boards = boards or Boards()
         self._file = epath.Path(folder) / "metrics.jsonl"
+        self._kept: list[str] = []
         if self._file.exists():
             # The last line may be cut off where a run was killed; such a step is run again in any case.
             whole = read_text(self._file).split("\n")[:-1]
             with foreign(f"{self._file} is not what was written", "delete its folder, and run again"):
-                kept = [line for line in whole if json.loads(line)["step"] < resume_step]
-            write_text(self._file, "".join(line + "\n" for line in kept))
+                self._kept = [line + "\n" for line in whole if json.loads(line)["step"] < resume_step]
+            write_text(self._file, "".join(self._kept))
         self._files = contextlib.ExitStack()
+        self._written = time.monotonic()
+        self._stream: IO[str] | None = None
+        self._boards: list[_EventFile | _WandB] = []
         try:
-            self._stream: IO[str] = self._files.enter_context(self._file.open("a", encoding="utf-8"))
-            if board := _tensorboard(folder, resume_step):
-                self._files.enter_context(contextlib.closing(board))
-            self._board = board
-        except OSError as error:
+            if not in_bucket(self._file):
+                self._stream = self._files.enter_context(self._file.open("a", encoding="utf-8"))
+                if boards.tensorboard and (board := _tensorboard(folder, resume_step)):
+                    self._boards.append(self._files.enter_context(contextlib.closing(board)))
+            if boards.wandb is not None:
+                self._boards.append(self._files.enter_context(contextlib.closing(_WandB(folder, boards))))
+        except BaseException as error:
             self._files.close()
-            raise unwritable(folder, error) from error
+            if isinstance(error, OSError):
+                raise unwritable(folder, error) from error
+            raise
 
     def close(self) -> None:
         """Closes the files.
@@ -49,23 +81,53 @@ class MetricsWriter:
           UserError: what was left could not be written.
         """
         try:
+            if self._stream is None:
+                write_text(self._file, "".join(self._kept))
             self._files.close()
         except OSError as error:
             raise unwritable(self._file.parent, error) from error
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records the scalars of a step.
+    def write(self, step: int, scalars: Mapping[str, float], *, flush: bool = False) -> None:
+        """Records the scalars of a step; in a bucket, at once only if `flush`.
 
         Raises:
           UserError: they could not be written.
         """
+        line = json.dumps({"step": step, **scalars}) + "\n"
         try:
-            self._stream.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._stream.flush()
-            if self._board:
-                self._board.write(step, scalars)
+            if self._stream is not None:
+                self._stream.write(line)
+                self._stream.flush()
+            else:
+                self._kept.append(line)
+                if flush or time.monotonic() - self._written > _FLUSH_SECONDS:
+                    write_text(self._file, "".join(self._kept))
+                    self._written = time.monotonic()
+            for board in self._boards:
+                board.write(step, scalars)
         except OSError as error:
             raise unwritable(self._file.parent, error) from error
+
+
+class _WandB:
+    """A run at Weights & Biases; one that goes on is the same run there."""
+
+    def __init__(self, folder: epath.PathLike, boards: Boards):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError("`wandb` needs its package; install it: pip install wandb") from error
+        id = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self._run: Any = wandb.init(
+            project=boards.wandb, id=id, resume="allow", name=epath.Path(folder).name, config=dict(boards.config)
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        if step >= 0:
+            self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class _EventFile:

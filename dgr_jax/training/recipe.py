@@ -28,6 +28,12 @@ class Recipe:
       remat: recompute activations in the backward pass: "none" or "full".
       master_dtype: dtype of the trained weights and optimiser state; "bfloat16" is the pure recipe.
       compute_dtype: dtype of the forward and backward pass.
+      seed: of the order of traces, and of which are held out.
+      checkpoint_every: steps between two checkpoints; 0 saves none.
+      validation_share: of the traces, which are not trained on; the loss on them is measured before the first step, at
+        each checkpoint and at the end.
+      export: the weights that a run ends with: the "last", or the "best", of the least validation loss among the
+        checkpoints and the last.
     """
 
     learning_rate: float = 5e-5
@@ -46,6 +52,8 @@ class Recipe:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     checkpoint_every: int = 0
+    validation_share: float = 0.0
+    export: Literal["last", "best"] = "last"
 
     def __post_init__(self):
         for name, (low, high, wanted) in _RANGES.items():
@@ -57,6 +65,8 @@ class Recipe:
         betas = self.betas if isinstance(self.betas, list | tuple) else ()
         if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
             raise UserError(f"recipe: `betas` is {self.betas!r}; give two numbers from 0 to below 1")
+        if self.export == "best" and not (self.validation_share and self.checkpoint_every):
+            raise UserError("recipe: `export` best needs `validation_share` and `checkpoint_every` above 0")
         # A config file may well hold a list; the optimiser is kept by what can be hashed.
         object.__setattr__(self, "betas", tuple(self.betas))
 
@@ -67,6 +77,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, _MOST, "a whole number of 0 or more")),
     **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, _MOST, "a finite number of 0 or more")),
     **dict.fromkeys(("warmup_fraction", "final_fraction"), (0.0, 1.0, "a number from 0 to 1")),
+    "validation_share": (0.0, 0.9, "a number from 0 to .9"),
     "clip_norm": (math.ulp(0.0), math.inf, "a number above 0; inf does not clip"),
 }
 """Field -> least and largest value, and the two in words; a field whose least is an int takes whole numbers."""

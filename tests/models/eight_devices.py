@@ -23,8 +23,9 @@ from dgr_jax.models.weights import from_pretrained, save_pretrained
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tiny_world.alignment import safety_rows
 from dgr_jax.training.batches import BatchPlan, training_sequences
+from dgr_jax.training.checkpoints import CheckpointStore
 from dgr_jax.training.loop import train
-from dgr_jax.training.recipe import Recipe
+from dgr_jax.training.recipe import Recipe, optimizer
 
 MESHES = (None, "auto", "data=4,tensor=2", "data=2,fsdp=2,tensor=2")
 ROWS = safety_rows("r1_act", harmful=8, benign=4, seed=0)
@@ -73,7 +74,20 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
             "compiled": {name: compiled[f"jit({name})"] for name in ("_train_step", "_decode", "_admit", "score_rows")},
             "scored shapes": len(scorer.cost.shapes),
         }
+    for text in MESHES:
+        results[str(text)]["restored"] = restored(model, folder / f"sft-{MESHES[1]}", make_mesh(text) if text else None)
     print(json.dumps(results))
+
+
+def restored(model: pathlib.Path, folder: pathlib.Path, mesh: Any) -> str:
+    """What a checkpoint of one mesh holds, read onto another."""
+    loaded = from_pretrained(model, mesh=mesh)
+    recipe = Recipe()
+    moments = optimizer(recipe.betas, recipe.weight_decay, recipe.clip_norm).init(loaded)  # pyright: ignore
+    store = CheckpointStore(folder / "checkpoints")
+    leaves = store.restore(4, jax.tree.leaves((loaded, moments)))
+    store.close()
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
 def continuations() -> list[Trace]:

@@ -88,6 +88,10 @@ def test_exported_weights(results, mesh):
     assert results[mesh]["weights"] == results["None"]["weights"]
 
 
+def test_a_checkpoint_of_one_mesh_is_read_onto_any_other_to_the_bit(results):
+    assert len({found["restored"] for found in results.values()}) == 1
+
+
 def test_weights_are_spread(results):
     """No device holds a whole matrix: fsdp and tensor axes cut every large parameter."""
     assert results["None"]["largest share"] == 1

@@ -8,10 +8,11 @@ from dgr_kernels.attention import Visibility
 from jax.extend.core import jaxprs_in_params
 
 from dgr_jax.errors import UserError
+from dgr_jax.models.chips import CHIPS, GIB
 from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.cost import Cost
 from dgr_jax.models.decoder import init_model
-from dgr_jax.planning.cost import Cost
-from dgr_jax.planning.machines import CHIPS, GIB, Machine
+from dgr_jax.planning.machines import Machine
 from dgr_jax.planning.plan import Plan, Step, check_fits, largest_batch
 from dgr_jax.planning.programs import Program
 

@@ -92,15 +92,15 @@ def test_a_folder_is_whole_or_not_there(tmp_path: pathlib.Path):
     other = tmp_path / ".other.99999998.partial"  # what a process of another machine is writing, perhaps
     other.mkdir()
     with pytest.raises(UserError, match="cannot write .*model: broken"):
-        with whole_folder(tmp_path / "model") as folder:
+        with whole_folder(tmp_path / "model", completed_by="a") as folder:
             (folder / "a").write_text("half")
             raise OSError("broken")
     assert not (tmp_path / "model").exists()
-    with whole_folder(tmp_path / "model") as folder:
+    with whole_folder(tmp_path / "model", completed_by="a") as folder:
         (folder / "a").write_text("whole")
     assert {file.name for file in tmp_path.iterdir()} == {"model", other.name} and (tmp_path / "model" / "a").exists()
     with pytest.raises(UserError, match="model exists already; choose another place, or delete it"):
-        with whole_folder(tmp_path / "model"):
+        with whole_folder(tmp_path / "model", completed_by="a"):
             pass
 
 

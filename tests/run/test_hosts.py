@@ -2,24 +2,20 @@
 
 import json
 import pathlib
-import resource
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from dgr_jax.data.files import write_traces
 from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
-from tests.calling import REPO, call_here, environment
+from tests.calling import REPO, call_here
 from tests.calling import arguments as as_flags
+from tests.on_hosts import MESH, free_port, on_two_hosts
 from tests.scoring.cases import draw_traces
 
 TRACES, PER_SHARD = 40, 16
-MESH = "data=2,fsdp=2,tensor=2"
 
 
 @pytest.fixture(scope="module")
@@ -27,66 +23,6 @@ def source(tmp_path_factory) -> pathlib.Path:
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     write_traces(file, draw_traces(TRACES, 0, prompts=5))
     return file
-
-
-class Ended(NamedTuple):
-    """A process that has ended. The CPU's collectives write to its standard output, before anything else does."""
-
-    status: int
-    out: str
-    err: str
-
-    def since(self, beginning: str) -> str:
-        """Standard output from there on."""
-        return self.out[self.out.index(beginning) :]
-
-    @property
-    def error(self) -> str:
-        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        return line.removeprefix("error: ")
-
-
-def on_two_hosts(
-    script: str,
-    first: Sequence[str],
-    second: Sequence[str],
-    largest_file: int | None = None,
-    watched: Sequence[str] = (),
-) -> tuple[Ended, Ended]:
-    """Runs a script in two processes with their own arguments; the first can write files up to a size, or is `watched`
-    by tests/interruptions/child.py.
-    """
-
-    def limit() -> None:
-        if largest_file:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable, *(() if index else watched), str(REPO / "scripts" / f"{script}.py"), *arguments,
-                f"--hosts=localhost:{port},2,{index}",
-            ],
-            env=environment(XLA_FLAGS=flags), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=None if index else limit,
-        )
-        for index, arguments in enumerate((first, second))
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    one, two = (Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True))
-    return one, two
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def records(output: pathlib.Path) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def test_where_devices_are_as_many_as_traces_the_longest_sets_the_pace():
     """With a trace a device nothing can be packed: what is left is near what whole traces allow, and is said."""
     recipe = Recipe()
     plan = BatchPlan(numbered(STAR1), recipe, 8)
-    steps = [[len(sequence.token_ids) for sequence in plan._members(step)] for step in range(plan.steps)]
+    steps = [[len(sequence.token_ids) for sequence in plan.members(step)] for step in range(plan.steps)]
     least = 1 - sum(map(sum, steps)) / sum(8 * max(lengths) for lengths in steps)
     assert 0.35 < least < plan.padding_share < least + 0.08
     assert plan.padding_advice() == (

@@ -1,6 +1,7 @@
 """Arithmetic, and traffic with memory, of a run's steps: from the architecture, since compilers count a loop once."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 from dgr_jax.models.config import ModelConfig
@@ -32,11 +33,7 @@ class Cost:
           copies: times that the weights are read at once: devices, by those that share them.
         """
         tokens = rows * length
-        pairs = rows * length * (length + 1) / 2
-        in_layers = 2 * layer_weights(config) * tokens + 4 * config.num_heads * config.head_dim * pairs
-        flops = passes * config.num_layers * in_layers
-        # The unembedding is never computed twice.
-        flops += min(passes, 3) * 2 * config.vocab_size * config.hidden_size * rows * targets
+        flops = flops_of(config, [length] * rows, rows * targets, passes=passes)
         weights = config.num_layers * layer_weights(config) + config.vocab_size * config.hidden_size
         return cls(
             flops, passes * (itemsize * copies * weights + 2 * tokens * config.num_layers * _activations(config))
@@ -50,6 +47,21 @@ class Cost:
         attention = 4 * config.num_heads * config.head_dim * written * config.num_layers
         moved = itemsize * (copies * weights + rows * written * config.num_layers * of_cache)
         return cls(rows * (2 * weights + attention), moved)
+
+
+def flops_of(config: ModelConfig, lengths: Sequence[int], targets: int, *, passes: int) -> float:
+    """Products and sums of the matmuls over sequences, of attention over visible pairs alone.
+
+    Args:
+      config: the architecture.
+      lengths, targets: tokens of each sequence, and those of all that are scored.
+      passes: 1 forward, 3 with the gradient, 4 where activations are computed again.
+    """
+    tokens, pairs = sum(lengths), sum(length * (length + 1) / 2 for length in lengths)
+    in_layers = 2 * layer_weights(config) * tokens + 4 * config.num_heads * config.head_dim * pairs
+    # The unembedding is never computed twice.
+    head = min(passes, 3) * 2 * config.vocab_size * config.hidden_size * targets
+    return passes * config.num_layers * in_layers + head
 
 
 def layer_weights(config: ModelConfig) -> int:
