@@ -23,10 +23,11 @@ class CheckpointStore:
 
     Args:
       folder: local path or gs://; made if absent.
-      keep: how many of the newest stay; the one of the least loss stays, too.
+      keep: how many of the newest stay.
+      losses: whether each is saved with its loss; the one of the least stays, too.
     """
 
-    def __init__(self, folder: epath.PathLike, *, keep: int = 2):
+    def __init__(self, folder: epath.PathLike, *, keep: int = 2, losses: bool = False):
         self._folder = epath.Path(folder)
         self._damaged: set[int] = set()
         newest = checkpoint_managers.LatestN(keep)
@@ -35,7 +36,7 @@ class CheckpointStore:
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            best_fn=lambda metrics: metrics[_LOSS],  # without it Orbax keeps no metrics
+            best_fn=(lambda metrics: metrics[_LOSS]) if losses else None,  # without it Orbax keeps no metrics
             create=True,
         )
         logging.get_absl_logger().addFilter(_not_from_threads)
@@ -112,7 +113,7 @@ class CheckpointStore:
         Args:
           step: above all that are there.
           state: what to save.
-          loss: by which the best one is known.
+          loss: by which the best one is known, of a store that keeps losses.
 
         Raises:
           UserError: it, or the one before, cannot be written; the checkpoints before that are untouched.

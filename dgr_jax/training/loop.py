@@ -161,7 +161,8 @@ def train(
         store = writer = None
         first = 0
         if folder and recipe.checkpoint_every:
-            store = open_files.enter_context(contextlib.closing(CheckpointStore(epath.Path(folder) / "checkpoints")))
+            checkpoints = CheckpointStore(epath.Path(folder) / "checkpoints", losses=bool(left_out))
+            store = open_files.enter_context(contextlib.closing(checkpoints))
             leaves, structure = jax.tree.flatten((model, moments))
             first, leaves = store.restore_latest(leaves)
             model, moments = jax.tree.unflatten(structure, leaves)

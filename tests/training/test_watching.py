@@ -74,7 +74,7 @@ def test_held_out_losses_are_the_scorers_and_the_best_weights_are_kept(tmp_path,
     assert losses.index(min(losses)) == 2, losses
     assert nll(result.model, out) == pytest.approx(losses[2], abs=1e-5)
     # The newest two, and the best.
-    store = CheckpointStore(tmp_path / "checkpoints")
+    store = CheckpointStore(tmp_path / "checkpoints", losses=True)
     assert store.best == 3
     store.close()
     assert {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()} == {3, 5, 6}
