@@ -41,7 +41,6 @@ def main(given: FlagValues) -> str:
 
     from dgr_jax.commands.inputs import Inputs
     from dgr_jax.models.folder import fingerprint_model, load_config, local_folder, stored_dtype
-    from dgr_jax.models.parameters import overview
     from dgr_jax.models.sharding import mesh_or_none
     from dgr_jax.models.weights import default_dtype, from_pretrained, is_there, save_pretrained
     from dgr_jax.run import hosts
@@ -75,8 +74,6 @@ def main(given: FlagValues) -> str:
             sequences = training_sequences(inputs.traces, chat, recipe.row_length, config.max_positions)
             start = from_pretrained(folder, mesh=mesh, dtype=recipe.master_dtype, implementation=given.implementation)
             chat.check_fits(start.config.vocab_size)
-            if hosts.writes():
-                print(overview(start.config, start.parameters()), flush=True)
             boards = Boards(wandb=given.wandb, config=dataclasses.asdict(recipe))
             tuned = train(
                 start, sequences, recipe, mesh=mesh, folder=stage.folder, profile=given.profile, boards=boards

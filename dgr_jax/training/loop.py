@@ -22,9 +22,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dgr_jax.errors import UserError
 from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.parameters import overview
 from dgr_jax.models.sharding import Placement, batch_sharding, data_parallelism, put_rows
 from dgr_jax.run import hosts
 from dgr_jax.run.compilation import compile_seconds
+from dgr_jax.run.files import write_text
 from dgr_jax.run.progress import Progress
 from dgr_jax.run.stopping import at_borders
 from dgr_jax.scoring.scorer import Scorer, target_scores
@@ -130,9 +132,9 @@ def train(
       sequences: what to train on (see `training_sequences`), and to hold out of it.
       recipe: how.
       mesh: rows are spread over its `data` and `fsdp` axes; None for a single device.
-      folder: local or gs://; receives metrics.jsonl, TensorBoard events and, with `checkpoint_every`, checkpoints; a
-        run that was stopped goes on from its newest checkpoint with the losses it would have had. None keeps everything
-        in memory.
+      folder: local or gs://; receives parameters.txt, metrics.jsonl, TensorBoard events and, with `checkpoint_every`,
+        checkpoints; a run that was stopped goes on from its newest checkpoint with the losses it would have had. None
+        keeps everything in memory.
       label: name on the progress bar.
       profile: folder that receives a trace of a few steps, for TensorBoard or XProf.
       boards: who else is told of each step.
@@ -154,6 +156,10 @@ def train(
         logging.warning("%s: %s", label, advice)
     sharding = batch_sharding(mesh, leading=1) if mesh is not None else None
     model = jax.tree.map(lambda x: x.astype(recipe.master_dtype), model)
+    if folder:
+        table = overview(model.config, model.parameters())
+        logging.info("%s", table)
+        write_text(epath.Path(folder) / "parameters.txt", table + "\n")
     model, moments, step_with = _prepared(model, recipe, mesh)
     rates = learning_rates(recipe, plan.steps).tolist()
     history: list[dict[str, float]] = []

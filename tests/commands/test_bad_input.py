@@ -1,5 +1,6 @@
 """What bad input leads to: an error that names the place, before anything is written."""
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.suites import load_suites
 from dgr_jax.generation.sampler import Sampler
-from tests.calling import TRACES, call_here, files_in
+from tests.calling import TRACES, call, call_here, files_in
 
 
 def score(model: pathlib.Path, source: pathlib.Path, output: pathlib.Path, **more: Any) -> str:
@@ -129,9 +130,11 @@ def test_a_recipe_that_makes_no_sense_is_refused_by_field(tmp_path, random_model
         sft(random_model, tiny_rows, tmp_path / "run", **mistake)
 
 
-def test_fine_tuning_into_a_bucket_is_refused(random_model, tiny_rows):
-    with pytest.raises(UserError, match="gs://bucket/run: fine-tuning writes to a local folder"):
-        call_here("sft", model=random_model, input=tiny_rows, output="gs://bucket/run")
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="the package is here")
+def test_a_bucket_needs_its_package(random_model, tiny_rows):
+    done = call("sft", model=random_model, input=tiny_rows, output="gs://bucket/run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "error: gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'"
 
 
 BAD_SUITES = {
