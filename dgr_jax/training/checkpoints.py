@@ -18,8 +18,7 @@ _LOSS = "validation_loss"
 class CheckpointStore:
     """Numbered checkpoints of one run; a checkpoint is whole or absent.
 
-    They are written in the background, by all hosts, into a folder that all of them see. What goes wrong there is said
-    at the next call.
+    All hosts write them, each its share, into a folder that all of them see.
 
     Args:
       folder: local path or gs://; made if absent.
@@ -37,6 +36,8 @@ class CheckpointStore:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
             best_fn=(lambda metrics: metrics[_LOSS]) if losses else None,  # without it Orbax keeps no metrics
+            # In the background, Orbax (0.12.8) waits without end for a directory that a full disk refuses.
+            enable_async_checkpointing=False,
             create=True,
         )
         logging.get_absl_logger().addFilter(_not_from_threads)
@@ -108,7 +109,7 @@ class CheckpointStore:
         return 0, like
 
     def save(self, step: int, state: Any, loss: float | None = None) -> None:
-        """Saves a pytree of arrays under a step number, which may be given up on return, and are written on `close`.
+        """Saves a pytree of arrays under a step number.
 
         Args:
           step: above all that are there.
@@ -116,7 +117,7 @@ class CheckpointStore:
           loss: by which the best one is known, of a store that keeps losses.
 
         Raises:
-          UserError: it, or the one before, cannot be written; the checkpoints before that are untouched.
+          UserError: it cannot be written; the checkpoints before it are untouched.
         """
         try:
             self._manager.wait_until_finished()
