@@ -91,8 +91,9 @@ def whole_folder(path: epath.PathLike, completed_by: str) -> Iterator[epath.Path
         hosts.together(lambda: None)  # all have written
         hosts.from_writer(naming)
     except BaseException:
-        if partial.exists() and hosts.writes():
-            partial.rmtree()  # it may be what has filled the disk
+        with contextlib.suppress(OSError):  # what went wrong first is what is said
+            if partial.exists() and hosts.writes():
+                partial.rmtree()  # it may be what has filled the disk
         raise
 
 
