@@ -55,13 +55,13 @@ class Grade:
 
 
 def boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...} or \\fbox{...}, of the innermost of nested ones; of one without braces, as TeX
-    takes it, what comes next. None where there is none."""
-    found = list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{|\\boxed\s+([^\s${}\\]+)|\\boxed(\d)", text))
+    """Content of the last \\boxed{...} or \\fbox{...}, of the innermost of nested ones; of one without braces,
+    the number that comes next. None where there is none."""
+    found = list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{|\\boxed\s*([-+]?\d[\d.,/]*)", text))
     if not found:
         return None
-    if bare := found[-1][1] or found[-1][2]:
-        return bare.rstrip(".,;")
+    if bare := found[-1][1]:
+        return bare.rstrip(".,")
     begin, depth = found[-1].end(), 1
     for place in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)

@@ -243,7 +243,7 @@ def _fetched(value: jax.Array, layer: int | None, dtype: jnp.dtype, wanted: bool
     if value.is_fully_addressable:
         return np.asarray((value if layer is None else value[layer]).astype(dtype)) if wanted else None
     everywhere = NamedSharding(value.sharding.mesh, PartitionSpec())  # pyright: ignore[reportAttributeAccessIssue]
-    whole = _one_layer(everywhere)(value, layer and np.int32(layer), dtype=dtype)
+    whole = _one_layer(everywhere)(value, None if layer is None else np.int32(layer), dtype=dtype)
     return np.asarray(whole.addressable_data(0)) if wanted else None
 
 

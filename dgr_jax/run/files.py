@@ -243,7 +243,7 @@ def check_local(output: str, work: str) -> None:
     Raises:
       UserError: `output` is not a local path.
     """
-    if "://" in output:
+    if in_bucket(output):
         raise UserError(f"{output}: {work} writes to a local folder; give one, and copy it afterwards")
 
 

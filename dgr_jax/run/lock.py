@@ -11,7 +11,7 @@ import filelock
 from etils import epath
 
 from dgr_jax.errors import UserError
-from dgr_jax.run.files import unwritable
+from dgr_jax.run.files import in_bucket, unwritable
 
 LOCK = ".lock"
 """The file that holds the lock, and says who does; it goes with its holder, however that ends."""
@@ -36,7 +36,7 @@ class FolderLock:
 
     def __init__(self, folder: epath.PathLike):
         self._release = None
-        if "://" in str(folder):
+        if in_bucket(folder):
             return
         place = pathlib.Path(folder)
         lock = filelock.FileLock(place / LOCK, blocking=False, thread_local=False, is_singleton=True)

@@ -1,7 +1,9 @@
 """Training checkpoints: Orbax behind one small interface."""
 
+import contextlib
 import logging as python_logging
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from absl import logging
@@ -40,7 +42,6 @@ class CheckpointStore:
             enable_async_checkpointing=False,
             create=True,
         )
-        logging.get_absl_logger().addFilter(_not_from_threads)
         try:
             place = self._folder if in_bucket(folder) else self._folder.resolve()
             self._manager = ocp.CheckpointManager(place, options=options, item_handlers=ocp.StandardCheckpointHandler())
@@ -58,27 +59,8 @@ class CheckpointStore:
         return min(losses, key=losses.__getitem__) if losses else None
 
     def close(self) -> None:
-        """Waits for what is being written.
-
-        Raises:
-          UserError: it could not be written.
-        """
-        try:
-            self._finish()
-        finally:
-            self._manager.close()
-            logging.get_absl_logger().removeFilter(_not_from_threads)
-
-    def _finish(self) -> None:
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._raise(error)
-
-    def _raise(self, error: Exception) -> NoReturn:
-        if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
-            raise error
-        raise unwritable(self._folder, error) from error
+        """Ends what Orbax does in the background."""
+        self._manager.close()
 
     def restore_latest(self, like: Any) -> tuple[int, Any]:
         """The newest checkpoint that can be read, and its step; `(0, like)` where there is none.
@@ -91,7 +73,6 @@ class CheckpointStore:
         Raises:
           UserError: a checkpoint does not fit `like`, or there are some and none can be read.
         """
-        self._finish()
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self.restore(step, like)
@@ -119,15 +100,18 @@ class CheckpointStore:
         Raises:
           UserError: it cannot be written; the checkpoints before it are untouched.
         """
+        metrics = None if loss is None else {_LOSS: loss}
         try:
-            self._manager.wait_until_finished()
-            for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
-                self._manager.delete(damaged)
-                self._damaged.remove(damaged)
-            metrics = None if loss is None else {_LOSS: loss}
-            saved = self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            with _silent_threads():
+                for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
+                    self._manager.delete(damaged)
+                    self._damaged.remove(damaged)
+                saved = self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+                self._manager.wait_until_finished()
         except Exception as error:
-            self._raise(error)
+            if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
+                raise
+            raise unwritable(self._folder / str(step), error) from error
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} beside {self._manager.all_steps()}")
 
@@ -152,9 +136,19 @@ class CheckpointStore:
         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
 
 
-def _not_from_threads(record: python_logging.LogRecord) -> bool:
-    """Leaves out what Orbax's threads log, each with a traceback, about an error that is then raised here."""
-    return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Without what Orbax's threads log, each with a traceback, about an error that is then raised here."""
+
+    def other(record: python_logging.LogRecord) -> bool:
+        return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

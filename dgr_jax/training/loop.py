@@ -145,11 +145,7 @@ def train(
       DivergedError: the loss is infinite or not a number.
       Stopped: a signal asked for the end; with `checkpoint_every` there is a checkpoint of the last step.
     """
-    longest = max((len(sequence.token_ids) for sequence in sequences), default=0)
-    if longest > model.config.max_positions:
-        raise UserError(
-            f"a sequence has {longest} tokens, more than the model's {model.config.max_positions} positions; drop it"
-        )
+    _check_fits(sequences, model)
     trained_on, left_out = held_out(sequences, recipe)
     plan = BatchPlan(trained_on, recipe, row_multiple=data_parallelism(mesh))
     if advice := plan.padding_advice():
@@ -161,6 +157,7 @@ def train(
         logging.info("%s", table)
         write_text(epath.Path(folder) / "parameters.txt", table + "\n")
     model, moments, step_with = _prepared(model, recipe, mesh)
+    validate = functools.partial(_validation_loss, left_out, recipe=recipe, mesh=mesh)
     rates = learning_rates(recipe, plan.steps).tolist()
     history: list[dict[str, float]] = []
     with contextlib.ExitStack() as open_files:
@@ -178,38 +175,55 @@ def train(
         progress = open_files.enter_context(Progress(label, plan.steps - first, "steps"))
         profiler = open_files.enter_context(contextlib.closing(StepProfiler(profile, first)))
         stopping = open_files.enter_context(at_borders("step"))
-        validate = functools.partial(_validation_loss, left_out, recipe=recipe, mesh=mesh)
         at_start = {"validation_loss_at_start": validate(model)} if left_out and not first else {}
         for step in range(first, plan.steps):
             profiler.before(step)
-            begin, compiled = time.perf_counter(), compile_seconds()
             rows = put_rows(plan[step], sharding)
-            model, moments, measured = step_with(model, moments, rows, np.float32(rates[step]))
-            scalars = {name: float(value) for name, value in measured.items()}
-            compiling = compile_seconds() - compiled
-            seconds = time.perf_counter() - begin - compiling
-            scalars |= {"learning_rate": rates[step], "seconds": seconds, "compile_seconds": compiling}
-            scalars |= speed(model.config, plan.members(step), seconds, mesh) | (at_start if step == 0 else {})
+            model, moments, scalars = _timed(step_with, model, moments, rows, rates[step])
+            scalars |= speed(model.config, plan.members(step), scalars["seconds"], mesh) | (
+                at_start if not step else {}
+            )
             if not math.isfinite(scalars["loss"]):
                 raise DivergedError(f"{label}: loss is {scalars['loss']} at step {step}; lower the learning rate")
-            stop = stopping()
-            last = step + 1 == plan.steps
-            saves = store and (stop or last or (step + 1) % recipe.checkpoint_every == 0)
+            stop, last = stopping(), step + 1 == plan.steps
+            saves = store is not None and (stop or last or (step + 1) % recipe.checkpoint_every == 0)
             if left_out and (saves or last):
                 scalars["validation_loss"] = validate(model)
             history.append({"step": step, **scalars})
             if writer:
-                writer.write(step, scalars, flush=bool(saves))
+                writer.write(step, scalars, flush=saves)
             if store and saves:
                 # Leaves in tree order: a checkpoint does not depend on class names of the libraries behind them.
                 store.save(step + 1, jax.tree.leaves((model, moments)), scalars.get("validation_loss"))
             progress.advance(note=f"loss {scalars['loss']:.4f}")
             if stop:
-                break
-        if store and recipe.export == "best" and (best := store.best) not in (None, plan.steps):
+                return TrainingResult(model, history)
+        if store and recipe.export == "best" and (best := store.best) is not None:
             leaves, structure = jax.tree.flatten((model, moments))
             model, _ = jax.tree.unflatten(structure, store.restore(best, leaves))
     return TrainingResult(model, history)
+
+
+def _check_fits(sequences: Sequence[TokenSequence], model: Decoder) -> None:
+    longest, positions = max((len(s.token_ids) for s in sequences), default=0), model.config.max_positions
+    if longest > positions:
+        raise UserError(f"a sequence has {longest} tokens, more than the model's {positions} positions; drop it")
+
+
+def _timed(
+    step_with: Callable[..., tuple[Decoder, Any, dict[str, jax.Array]]],
+    model: Decoder,
+    moments: Any,
+    rows: PackedRows,
+    rate: float,
+) -> tuple[Decoder, Any, dict[str, float]]:
+    """A step, and its numbers: what it measured, its rate, and the seconds that it ran and compiled."""
+    begin, compiled = time.perf_counter(), compile_seconds()
+    model, moments, measured = step_with(model, moments, rows, np.float32(rate))
+    scalars = {name: float(value) for name, value in measured.items()}
+    compiling = compile_seconds() - compiled
+    seconds = time.perf_counter() - begin - compiling
+    return model, moments, scalars | {"learning_rate": rate, "seconds": seconds, "compile_seconds": compiling}
 
 
 def _prepared(

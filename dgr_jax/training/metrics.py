@@ -20,23 +20,22 @@ _FLUSH_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Boards:
-    """Who is told of each step beside metrics.jsonl.
+    """Who is told of each step beside metrics.jsonl and TensorBoard.
 
     Attributes:
-      tensorboard: write event files into the run's folder, where tensorboardX is installed and it is on a disk.
       wandb: project of Weights & Biases, whose package must be installed; None for no such thing.
       config: of the run, for Weights & Biases.
     """
 
-    tensorboard: bool = True
     wandb: str | None = None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class MetricsWriter:
-    """Writes one line per step to metrics.jsonl, and the same scalars to boards.
+    """Writes one line per step to metrics.jsonl, and the same scalars to TensorBoard event files and to boards.
 
-    On a disk lines are appended; in a bucket, where nothing can be, the file is written anew every half minute.
+    On a disk lines are appended; in a bucket, where nothing can be, the file is written anew every half minute, and
+    there are no event files.
 
     Args:
       folder: the run's directory, local or gs://.
@@ -64,7 +63,7 @@ class MetricsWriter:
         try:
             if not in_bucket(self._file):
                 self._stream = self._files.enter_context(self._file.open("a", encoding="utf-8"))
-                if boards.tensorboard and (board := _tensorboard(folder, resume_step)):
+                if board := _tensorboard(folder, resume_step):
                     self._boards.append(self._files.enter_context(contextlib.closing(board)))
             if boards.wandb is not None:
                 self._boards.append(self._files.enter_context(contextlib.closing(_WandB(folder, boards))))
@@ -123,8 +122,7 @@ class _WandB:
         )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        if step >= 0:
-            self._run.log(dict(scalars), step=step)
+        self._run.log(dict(scalars), step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -95,6 +95,10 @@ def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         ("\\boxed{}", ""),
         ("\\boxed{5", None),
         ("boxed 5", None),
+        ("$\\boxed 2$", "2"),
+        ("\\boxed 9", "9"),
+        ("so it is \\boxed-3.", "-3"),
+        ("\\boxed{5}, which I put in \\boxed as I was asked", "5"),
         ("", None),
     ],
 )

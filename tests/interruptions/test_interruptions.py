@@ -130,16 +130,16 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_training_that_is_taken_away_again_and_again_loses_no_step(tmp_path, random_model):
     """As on a machine that costs little: a signal, and some seconds to be gone. Only signals make it save here."""
-    rows, steps, rng = tmp_path / "rows.jsonl", 45, random.Random(0)
+    rows, stops, rng = tmp_path / "rows.jsonl", min(20, 9 * KILLS - 6), random.Random(0)
     write_traces(rows, draw_traces(20, 0, prompts=5))
     flags = {
-        "model": random_model, "input": rows, "config.row_length": 256, "config.steps": steps, "config.batch_size": 2,
-        "config.checkpoint_every": 1000,
+        "model": random_model, "input": rows, "config.row_length": 256, "config.steps": 15 * stops,
+        "config.batch_size": 2, "config.checkpoint_every": 1000,
     }  # fmt: skip
     case = Case("sft", flags, tmp_path, tmp_path / "cache")
-    output, stops, done, slowest = tmp_path / "run", 0, 0, 0.0
+    output, done, slowest = tmp_path / "run", 0, 0.0
     metrics = output / "metrics.jsonl"
-    while stops < min(20, 9 * KILLS - 6):
+    for _ in range(stops):
         at = done + rng.randrange(1, 3)
         process = subprocess.Popen(
             case.command(output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=case.environment
@@ -154,11 +154,7 @@ def test_training_that_is_taken_away_again_and_again_loses_no_step(tmp_path, ran
         assert process.returncode == 143 and "stopping after this step" in said, said
         # All steps that were made are saved.
         assert max(int(folder.name) for folder in (output / "checkpoints").iterdir()) == done
-        stops += 1
-        if done >= steps - 3:
-            break
-    assert slowest < 30
-    print(f"{stops} stops, the slowest took {slowest:.1f} s")
+    assert slowest < 30  # what most clouds give
     last = case.run(output)
     assert last.returncode == 0, last.stderr
     files = ("metrics.jsonl", "model/model.safetensors")  # checkpoints are others: they were saved at other steps

@@ -68,9 +68,9 @@ def main() -> None:
         settings.model.path = str(path)
         settings.port = port
         settings.n_ctx, settings.n_parallel = 4096, 2
-        server = xllamacpp.Server(settings)
+        server = xllamacpp.Server(settings)  # serves as long as it is there
+        print(server.listening_address, flush=True)
         threading.Event().wait()
-        del server
 
 
 if __name__ == "__main__":
