@@ -9,6 +9,7 @@ from etils import epath
 from dgr_jax.models.chips import chip_of
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.cost import flops_of
+from dgr_jax.run.files import unwritable
 from dgr_jax.tokens.packing import TokenSequence
 
 
@@ -44,12 +45,20 @@ class StepProfiler:
     Args:
       folder: receives it; None for no trace.
       first: number of the run's first step.
+
+    Raises:
+      UserError: the folder cannot be made.
     """
 
     _STEPS = 3
 
     def __init__(self, folder: epath.PathLike | None, first: int):
         self._folder, self._begin, self._running = folder, first + 1, False
+        if folder is not None:  # JAX says so only when the trace is there
+            try:
+                epath.Path(folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(folder, error) from error
 
     def before(self, step: int) -> None:
         """To be called before each step."""

@@ -114,7 +114,10 @@ def test_a_trace_of_a_few_steps(tmp_path, random_model, sequences):
     train(from_pretrained(random_model), sequences, RECIPE, profile=tmp_path / "trace")
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     train(from_pretrained(random_model), sequences, Recipe(**{**vars(RECIPE), "steps": 1}), profile=tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    assert not list((tmp_path / "none").rglob("*.xplane.pb"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write .*/file/trace: Not a directory; give a writable folder"):
+        train(from_pretrained(random_model), sequences, RECIPE, profile=tmp_path / "file" / "trace")
 
 
 def test_weights_and_biases_are_told_where_they_are_asked_for(tmp_path: pathlib.Path, monkeypatch):
