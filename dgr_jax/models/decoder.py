@@ -16,6 +16,7 @@ from dgr_kernels import Partition
 from dgr_kernels.attention import Visibility, attention, cached_attention, prepare
 from flax import nnx
 
+from dgr_jax.models.adapter import Adapter, Lora, dropped, merged_weight, side_names
 from dgr_jax.models.cache import KVCache
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.parameters import parameter_specs
@@ -59,6 +60,7 @@ class Decoder(nnx.Module):
             self.score = nnx.Param(parameters["score"])
         elif not config.tie_embeddings:
             self.unembed = nnx.Param(parameters["unembed"])
+        self.lora: Lora | None = None
         prefix = "layers."
         self.layers = Layers({k.removeprefix(prefix): v for k, v in parameters.items() if k.startswith(prefix)})
 
@@ -85,8 +87,36 @@ class Decoder(nnx.Module):
         cast.embed = nnx.Param(self.embed[...])
         return cast
 
+    def with_adapter(self, adapter: Adapter, dropout_keys: jax.Array | None = None) -> "Decoder":
+        """The model with an adapter beside its weights, which are shared.
+
+        Args:
+          adapter: of this architecture.
+          dropout_keys: in training, a key of each layer, uint32 [L, 2]; None drops nothing.
+        """
+        beside = jax.tree.map(lambda x: x, self)
+        for name, array in adapter.arrays.items():
+            setattr(beside.layers, name, nnx.Param(array))
+        if dropout_keys is not None:
+            beside.layers.dropout_key = nnx.Param(dropout_keys)
+        beside.lora = adapter.lora
+        return beside
+
+    def merged(self) -> "Decoder":
+        """The model with its adapter added to its weights; itself where it has none."""
+        if self.lora is None:
+            return self
+        parameters = self.parameters()
+        for target in self.lora.targets:
+            weight = parameters[f"layers.{target}"]
+            a, b = (getattr(self.layers, name)[...] for name in side_names(target))
+            where = None if self.partition is None else weight.sharding
+            merge = jax.jit(merged_weight, static_argnames="scale", out_shardings=where)
+            parameters[f"layers.{target}"] = merge(weight, a, b, scale=self.lora.scale)
+        return Decoder(self.config, parameters, partition=self.partition, implementation=self.implementation)
+
     def parameters(self) -> dict[str, jax.Array]:
-        """All arrays by the names of `parameter_specs(config)`."""
+        """All arrays but an adapter's, by the names of `parameter_specs(config)`."""
         return {
             name: getattr(self.layers if name.startswith("layers.") else self, name.removeprefix("layers."))[...]
             for name in parameter_specs(self.config)
@@ -194,17 +224,30 @@ class Decoder(nnx.Module):
         # Matmuls see rows [B T, ...]: XLA's CPU backend takes twice as long for a weight's gradient that is summed over
         # two axes (86 against 38 ms at [37 x 192, 192] x [512, 192] on two cores).
         normed = rms_norm(x, layer.attention_norm[...], eps).reshape(B * T, D)
-        q, k, v = (linear(normed, w[...]).reshape(B, T, *w.shape[:2]) for w in (layer.q, layer.k, layer.v))
+        heads = config.num_heads, config.num_kv_heads, config.num_kv_heads
+        q, k, v = (
+            self._through(layer, name, normed).reshape(B, T, n, -1) for name, n in zip("qkv", heads, strict=True)
+        )
         if config.qkv_bias:
             q, k, v = q + layer.q_bias[...], k + layer.k_bias[...], v + layer.v_bias[...]
         if config.qk_norm:
             q, k = rms_norm(q, layer.q_norm[...], eps), rms_norm(k, layer.k_norm[...], eps)
         mixed, kept = mix(rotate(q, rotation), rotate(k, rotation), v)
-        x = x + linear(mixed.reshape(B * T, -1), layer.o[...]).reshape(x.shape)
+        x = x + self._through(layer, "o", mixed.reshape(B * T, -1)).reshape(x.shape)
         normed = rms_norm(x, layer.mlp_norm[...], eps).reshape(B * T, D)
-        gate, up = linear(normed, layer.gate[...]), linear(normed, layer.up[...])
-        x = x + linear(gated(gate, up), layer.down[...]).reshape(x.shape)
+        gate, up = self._through(layer, "gate", normed), self._through(layer, "up", normed)
+        x = x + self._through(layer, "down", gated(gate, up)).reshape(x.shape)
         return self._pinned(x), kept
+
+    def _through(self, layer: Any, name: str, x: jax.Array) -> jax.Array:
+        """[rows, in] through a weight, and through what an adapter has beside it: [rows, out]."""
+        out = linear(x, getattr(layer, name)[...])
+        if self.lora is None or name not in self.lora.targets:
+            return out
+        a, b = (getattr(layer, side)[...] for side in side_names(name))
+        if hasattr(layer, "dropout_key"):
+            x = dropped(x, layer.dropout_key[...], name, self.lora.dropout)
+        return out + self.lora.scale * linear(linear(x, a), b)
 
 
 type _Mix[Kept] = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]

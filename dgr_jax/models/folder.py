@@ -8,6 +8,8 @@ from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.run.files import fingerprint_file, read_json
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What an adapter's folder is known by."""
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """Suffixes of the files of a tokenizer and its chat template; model configurations come with them."""
 
@@ -61,23 +63,38 @@ def load_config(folder: pathlib.Path, *, classifier: bool = False) -> ModelConfi
     Raises:
       UserError: it is absent, not JSON, or asks for something that cannot be loaded.
     """
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER_CONFIG
     if adapter.exists():
-        place = "beside the model, which transformers would apply" if (folder / "config.json").exists() else "alone"
+        beside = (folder / "config.json").exists()
+        place = "beside the model, which transformers would apply" if beside else "alone"
         base = read_json(adapter)
         base = base.get("base_model_name_or_path") if isinstance(base, dict) else None
         raise UserError(
-            f"{folder}: holds a LoRA adapter {place} (adapter_config.json, of {shown(base)}); merge it into its base "
-            "with peft's merge_and_unload and give the merged folder, or take the adapter's files out"
+            f"{folder}: holds a LoRA adapter {place} ({ADAPTER_CONFIG}, of {shown(base)}); give its base as `model` "
+            "and the adapter's own folder as `adapter`, or the folder of the two merged"
         )
     return ModelConfig.from_hf(read_config(folder), where=str(folder / "config.json"), classifier=classifier)
 
 
-def fingerprint_model(folder: str | pathlib.Path) -> str:
-    """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template."""
+def fingerprint_model(folder: str | pathlib.Path, adapter: str | pathlib.Path | None = None) -> str:
+    """sha256 over a model folder's names and contents: weights, configuration, tokenizer, template; and over those of
+    an adapter that is used beside it."""
+    alone = _fingerprint(folder, (".json", ".safetensors", ".jinja", ".txt"))
+    if adapter is None:
+        return alone
+    beside = _fingerprint(local_folder(adapter), (".json", ".safetensors"))
+    return hashlib.sha256(f"{alone} {beside}".encode()).hexdigest()
+
+
+def fingerprint_weights(folder: str | pathlib.Path) -> str:
+    """sha256 over the weights of a model folder."""
+    return _fingerprint(folder, (".safetensors",))
+
+
+def _fingerprint(folder: str | pathlib.Path, suffixes: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for file in sorted(pathlib.Path(folder).iterdir(), key=lambda f: f.name):
-        if file.suffix in (".json", ".safetensors", ".jinja", ".txt") and not file.is_dir():
+        if file.suffix in suffixes and not file.is_dir():
             digest.update(f"{file.name} {fingerprint_file(file)}\n".encode())
     return digest.hexdigest()
 

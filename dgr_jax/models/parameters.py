@@ -22,7 +22,7 @@ class ParameterSpec:
       axes: logical axis of each dimension (see `dgr_jax.models.sharding`).
       hf_name: name in the safetensors files, with "{layer}" where there is one tensor per layer.
       hf_shape: shape of one such tensor; a reshape away from `shape` (without L).
-      initial: "normal", "ones" or "zeros".
+      initial: "normal", "ones" or "zeros"; of an adapter's A "fan_in".
     """
 
     shape: tuple[int, ...]

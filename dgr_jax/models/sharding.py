@@ -24,6 +24,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "head": None,
     "norm": None,
+    "rank": None,
     "length": None,
     "hidden": None,
     "slots": None,

@@ -18,11 +18,20 @@ _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 
 
 class TensorFiles:
-    """The tensors of a folder's safetensors files, by name; nothing is read until a slice is asked for."""
+    """The tensors of a folder's safetensors files, by name; nothing is read until a slice is asked for.
 
-    def __init__(self, folder: pathlib.Path):
+    Args:
+      folder: a model's.
+      single: a file of it whose tensors alone are meant, by the names that they have there.
+    """
+
+    def __init__(self, folder: pathlib.Path, single: str | None = None):
         self._folder = folder
         self._files: dict[str, Any] = {}
+        if single is not None:
+            self.where = dict.fromkeys(_names_in(folder / single), single)
+            self._stored = {name: name for name in self.where}
+            return
         stored = dict(_tensor_places(folder))
         self._stored = _canonical_names(stored, folder)
         self.where = {name: stored[as_stored] for name, as_stored in self._stored.items()}
@@ -58,14 +67,17 @@ def _tensor_places(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
             )
         yield from places.items()
     elif single.exists():
-        with foreign(f"{single}: not a whole safetensors file", "fetch it again"):
-            with safetensors.safe_open(single, framework="numpy") as file:
-                names = list(file.keys())
-        yield from ((name, SINGLE) for name in names)
+        yield from ((name, SINGLE) for name in _names_in(single))
     else:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         hint = f"{pickles[0].name} is a pickle, which is never loaded; convert it" if pickles else "nothing to load"
         raise UserError(f"{folder}: no {SINGLE} and no {INDEX} ({hint})")
+
+
+def _names_in(file: pathlib.Path) -> list[str]:
+    with foreign(f"{file}: not a whole safetensors file", "fetch it again"):
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return list(opened.keys())
 
 
 def _index_places(index: pathlib.Path) -> dict[str, str]:

@@ -68,6 +68,10 @@ def main() -> None:
         settings.model.path = str(path)
         settings.port = port
         settings.n_ctx, settings.n_parallel = 4096, 2
+        # By default keys and values are rounded to float16, and some texts turn where the two likeliest tokens are
+        # .004 nats apart: on some processors and not on others.
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         server = xllamacpp.Server(settings)  # serves as long as it is there
         print(server.listening_address, flush=True)
         threading.Event().wait()
