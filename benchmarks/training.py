@@ -46,8 +46,8 @@ def ours(config: ModelConfig, folder: str) -> workers.Answer:
     from dgr_jax.models.weights import from_pretrained
     from dgr_jax.tokens.packing import TokenSequence
     from dgr_jax.training.batches import BatchPlan
-    from dgr_jax.training.loop import compiled_step
     from dgr_jax.training.recipe import Recipe, optimizer
+    from dgr_jax.training.step import compiled_step
 
     compute = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     adamw = optimizer(BETAS, DECAY, CLIP)
@@ -62,7 +62,7 @@ def ours(config: ModelConfig, folder: str) -> workers.Answer:
         plan = BatchPlan(sequences, recipe)
         step = compiled_step(adamw, "none", compute)
         rows = jax.tree.map(jnp.asarray, plan[0])
-        *state[:], measured = step(*state, rows, jnp.float32(RATE))
+        *state[:], measured = step(*state, None, rows, jnp.float32(RATE), None)
         jax.block_until_ready(state)
         return {"loss": float(measured["loss"]), "padding": plan.padding_share}
 

@@ -29,5 +29,11 @@ def get_config() -> ml_collections.ConfigDict:
             "checkpoint_every": 100,
             "validation_share": 0.0,
             "export": "last",
+            "benign_loss": "cross_entropy",
+            "lora_rank": 0,
+            "lora_alpha": 16.0,
+            "lora_targets": ("q", "k", "v", "o", "gate", "up", "down"),
+            "lora_rank_stabilised": False,
+            "lora_dropout": 0.0,
         }
     )

@@ -110,7 +110,7 @@ def in_flags(message: str, given: flags.FlagValues) -> str:
     return re.sub(r"`(\w+)`", flag, message)
 
 
-_OF_ONE_HOST = ("hosts", "output", "compilation_cache", "workers", "model", "input", "inputs", "suite", "exclude")
+_OF_ONE_HOST = frozenset("hosts output compilation_cache workers model adapter input inputs suite exclude".split())
 """Flags that hosts may give each its own: places, whose contents are compared by themselves, and what a host does
 alone."""
 

@@ -23,7 +23,7 @@ def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model output seed dtype mesh hosts implementation compilation_cache judges",
+        "model adapter output seed dtype mesh hosts implementation compilation_cache judges",
         flags.GENERATION,
         required="model output suite",
         suite=flags.several(

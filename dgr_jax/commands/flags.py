@@ -58,6 +58,7 @@ def several(help: str) -> Define:
 
 COMMON: dict[str, Define] = {
     "model": text(None, "Hugging Face model folder (config, safetensors, tokenizer, chat template) or hub id."),
+    "adapter": text(None, "Folder or hub id of a LoRA adapter in PEFT's format, which is used beside --model."),
     "input": text(
         None,
         "Traces: a .jsonl or .parquet file, local or gs://, or NAME:PLACE for a published data set "
@@ -226,7 +227,7 @@ def scoring_model(given: flags.FlagValues) -> "ScoringModel":
     asked: dict[str, Any] = {name: given[name].value for name in SCORING}
     if given.workers is None:
         asked["workers"] = usual_workers()
-    how: dict[str, Any] = {name: given[name].value for name in ("dtype", "mesh", "implementation")}
+    how: dict[str, Any] = {name: given[name].value for name in ("dtype", "mesh", "implementation", "adapter")}
     return ScoringModel(given.model, ScoreSettings(**asked), **how)
 
 
@@ -266,6 +267,8 @@ def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None
 
         if "hosts" in given and given.hosts is not None:
             raise UserError("`engine` openai: a server is asked by one host; leave `hosts` out")
+        if given.adapter is not None:
+            raise UserError("`engine` openai: a server has its adapters itself; leave `adapter` out")
         chat = ChatFormat.from_pretrained(given.model)
         return OpenAIEngine(given.base_url, given.served_model or given.model, chat=chat), chat, None
     from dgr_jax.generation.sampler import Sampler
@@ -276,6 +279,7 @@ def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None
         mesh=mesh_or_none(given.mesh),
         dtype=given.dtype,
         implementation=given.implementation,
+        adapter=given.adapter,
         batch_size=batch_size(given.batch_size),
     )
     return sampler, sampler.chat, sampler.model

@@ -19,7 +19,7 @@ def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model input output seed dtype mesh hosts implementation compilation_cache on_bad_row exclude judge",
+        "model adapter input output seed dtype mesh hosts implementation compilation_cache on_bad_row exclude judge",
         flags.GENERATION,
         required="model input output",
         template=flags.text(None, "Rewrite request: a text file with {prompt}, {reasoning}, {answer}."),

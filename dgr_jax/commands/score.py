@@ -17,7 +17,7 @@ def define(given: FlagValues) -> None:
     """The command's flags."""
     flags.define(
         given,
-        "model input output seed dtype mesh hosts implementation compilation_cache on_bad_row",
+        "model adapter input output seed dtype mesh hosts implementation compilation_cache on_bad_row",
         flags.SCORING,
         required="model input output",
         token_scores=flags.yes_no(False, "Also write the ids and log-probability of every token."),

@@ -1,12 +1,12 @@
-"""Fine-tunes a model on traces; stopped runs go on exactly where they stopped.
+"""Fine-tunes a model, or an adapter beside it, on traces; stopped runs go on exactly where they stopped.
 
 python scripts/sft.py --model=DIR --input=runs/refined/refined.jsonl --output=runs/sft --config=configs/sft.py
-Any leaf of the config can be changed: --config.learning_rate=1e-5
+Any leaf of the config can be changed: --config.learning_rate=1e-5, --config.lora_rank=16
 """
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl.flags import FlagValues
 
@@ -36,11 +36,12 @@ def define(given: FlagValues) -> None:
 
 
 def main(given: FlagValues) -> str:
-    """Fine-tunes; the tuned model is OUTPUT/model, in Hugging Face format."""
+    """Fine-tunes; the tuned model is OUTPUT/model, in Hugging Face format, and an adapter OUTPUT/adapter, in PEFT's."""
     import jax
 
     from dgr_jax.commands.inputs import Inputs
-    from dgr_jax.models.folder import fingerprint_model, load_config, local_folder, stored_dtype
+    from dgr_jax.models.adapter_files import save_adapter
+    from dgr_jax.models.folder import ADAPTER_CONFIG, fingerprint_model, load_config, local_folder, stored_dtype
     from dgr_jax.models.sharding import mesh_or_none
     from dgr_jax.models.weights import default_dtype, from_pretrained, is_there, save_pretrained
     from dgr_jax.run import hosts
@@ -67,20 +68,31 @@ def main(given: FlagValues) -> str:
         model=fingerprint_model(folder),
         seed=given.seed,
     ) as stage:
-        exported = stage.folder / "model"
+        exported, beside = stage.folder / "model", stage.folder / "adapter"
         if not stage.finished:
             jax.config.update("jax_debug_nans", given.debug_nans)
             mesh = mesh_or_none(given.mesh)
-            sequences = training_sequences(inputs.traces, chat, recipe.row_length, config.max_positions)
-            start = from_pretrained(folder, mesh=mesh, dtype=recipe.master_dtype, implementation=given.implementation)
+            to_base = recipe.benign_loss == "divergence"
+            sequences = training_sequences(
+                inputs.traces, chat, recipe.row_length, config.max_positions, benign_to_base=to_base
+            )
+            how: Any = {"mesh": mesh, "implementation": given.implementation}
+            start = from_pretrained(folder, dtype=recipe.compute_dtype if recipe.lora else recipe.master_dtype, **how)
             chat.check_fits(start.config.vocab_size)
             boards = Boards(wandb=given.wandb, config=dataclasses.asdict(recipe))
             tuned = train(
                 start, sequences, recipe, mesh=mesh, folder=stage.folder, profile=given.profile, boards=boards
             ).model
+            stored = stored_dtype(folder)
             if not hosts.from_writer(lambda: is_there(exported)):
                 try:
-                    save_pretrained(tuned, exported, dtype=stored_dtype(folder), companions_from=folder)
+                    if (adapter := tuned.adapter) is not None:
+                        if not hosts.from_writer(lambda: is_there(beside, ADAPTER_CONFIG)):
+                            save_adapter(adapter, beside, config=config, base=folder, name=given.model)
+                        del start, tuned
+                        # Beside the weights as they are stored: in training they may have been rounded.
+                        tuned = from_pretrained(folder, dtype=stored, **how).with_adapter(adapter)
+                    save_pretrained(tuned, exported, dtype=stored, companions_from=folder)
                 except UserError as error:
                     kept = "kept in its last checkpoint" if recipe.checkpoint_every else "lost, `checkpoint_every` is 0"
                     raise UserError(f"{error}; the training is {kept}") from error
@@ -92,4 +104,5 @@ def main(given: FlagValues) -> str:
             if "validation_loss" in steps[-1]:
                 losses += f", on held-out traces {steps[0]['validation_loss_at_start']:.4f} -> "
                 losses += f"{steps[-1]['validation_loss']:.4f}"
-        return "\n".join([*inputs.record(stage.folder), losses, f"model: {exported}"])
+        places = [f"model: {exported}", *([f"adapter: {beside}"] if recipe.lora else [])]
+        return "\n".join([*inputs.record(stage.folder), losses, *places])

@@ -17,7 +17,7 @@ def define(given: FlagValues) -> None:
     )
     flags.define(
         given,
-        "model output seed dtype mesh hosts implementation compilation_cache on_bad_row",
+        "model adapter output seed dtype mesh hosts implementation compilation_cache on_bad_row",
         flags.SCORING,
         required="model inputs output",
         show=flags.whole(40, "Most traces whose tokens are on the page; evenly spread by surprise.", 0),

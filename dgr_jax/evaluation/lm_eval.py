@@ -55,6 +55,7 @@ class DgrJax(TemplateLM):
     Args:
       pretrained: Hugging Face folder or hub id.
       dtype, mesh, implementation: as the scripts' flags of these names.
+      peft: folder of an adapter, as the scripts' --adapter; lm_eval's own backend calls it so.
       max_length: longest sequence; by default the model's positions.
       max_gen_toks: longest generation where a task does not say.
       batch_size: rows generated at a time; scoring packs by tokens instead.
@@ -88,6 +89,7 @@ class DgrJax(TemplateLM):
         enable_thinking: bool | None = None,
         chat_template_args: dict[str, Any] | None = None,
         think_end_token: str | int | None = None,
+        peft: str | None = None,
         seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -101,10 +103,10 @@ class DgrJax(TemplateLM):
         _check_type(int, **whole, prefix_token_id=prefix_token_id, seed=seed)
         _check_type(bool, share_prefixes=share_prefixes, add_bos_token=add_bos_token, enable_thinking=enable_thinking)
         _check_type(dict, chat_template_args=chat_template_args)
-        _check_type(str, pretrained=pretrained, dtype=dtype, mesh=mesh, implementation=implementation)
+        _check_type(str, pretrained=pretrained, dtype=dtype, mesh=mesh, implementation=implementation, peft=peft)
         folder = local_folder(pretrained)
         devices = mesh_or_none(mesh)
-        model = from_pretrained(folder, mesh=devices, dtype=dtype, implementation=implementation)
+        model = from_pretrained(folder, mesh=devices, dtype=dtype, implementation=implementation, adapter=peft)
         self.tokenizer, eos_token_ids = load_tokenizer(folder)
         check_vocabulary(self.tokenizer, model.config.vocab_size, pretrained)
         self.max_length = max_length or model.config.max_positions

@@ -118,13 +118,15 @@ class Sampler:
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
         implementation: str | None = None,
+        adapter: str | pathlib.Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Loads model and tokenizer from a Hugging Face folder or hub id; `settings` go to the constructor."""
+        """Loads model and tokenizer from a Hugging Face folder or hub id, with an adapter beside it if one is given;
+        `settings` go to the constructor."""
         folder = local_folder(path)
-        model = from_pretrained(folder, mesh=mesh, dtype=dtype, implementation=implementation)
+        model = from_pretrained(folder, mesh=mesh, dtype=dtype, implementation=implementation, adapter=adapter)
         chat = ChatFormat.from_pretrained(folder)
-        return cls(model, chat, fingerprint=fingerprint_model(folder), mesh=mesh, **settings)
+        return cls(model, chat, fingerprint=fingerprint_model(folder, adapter), mesh=mesh, **settings)
 
     @property
     def chat(self) -> ChatFormat:

@@ -102,6 +102,14 @@ class Decoder(nnx.Module):
         beside.lora = adapter.lora
         return beside
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that stands beside the weights."""
+        if self.lora is None:
+            return None
+        names = [name for target in self.lora.targets for name in side_names(target)]
+        return Adapter({name: getattr(self.layers, name)[...] for name in names}, self.lora)
+
     def merged(self) -> "Decoder":
         """The model with its adapter added to its weights; itself where it has none."""
         if self.lora is None:

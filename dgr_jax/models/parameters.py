@@ -75,12 +75,11 @@ def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
     return specs
 
 
-def overview(config: ModelConfig, arrays: Mapping[str, jax.Array]) -> str:
+def overview(arrays: Mapping[str, jax.Array]) -> str:
     """A table for people of the arrays of a model: shape, dtype, how each is cut, and what a device has of it."""
     lines = [f"{'parameter':<24} {'shape':<24} {'dtype':<9} {'cut':<28} {'MiB a device':>12}"]
     numbers, held = 0, 0.0
-    for name in parameter_specs(config):
-        array = arrays[name]
+    for name, array in arrays.items():
         numbers += array.size
         here = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize / 2**20
         held += here

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,15 +11,16 @@ from dgr_kernels.attention import Visibility
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dgr_jax.generation.decode import DecodeState, programs
+from dgr_jax.models.adapter import Adapter, adapter_specs
 from dgr_jax.models.cache import heads_first
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.parameters import parameter_specs
+from dgr_jax.models.parameters import ParameterSpec, parameter_specs
 from dgr_jax.models.sharding import Placement, array_sharding, batch_sharding, partition, platform_of
 from dgr_jax.scoring.scorer import score_rows
 from dgr_jax.tokens.packing import PackedRows
-from dgr_jax.training.loop import compiled_step, placed_moments
 from dgr_jax.training.recipe import Recipe, optimizer
+from dgr_jax.training.step import compiled_step, placed_moments
 
 _LOWERED_FOR = {"gpu": "cuda"}
 """What lowering calls a platform, where that is another name."""
@@ -62,12 +63,17 @@ class Abstract:
     def __init__(self, config: ModelConfig, mesh: Mesh, dtype: str, implementation: str | None = None):
         self.mesh, self._dtype = mesh, dtype
         self._whole = NamedSharding(mesh, PartitionSpec())
-        parameters = {
-            name: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=array_sharding(mesh, spec.axes, spec.shape))
-            for name, spec in parameter_specs(config).items()
+        self.model = self._model(config, dtype, implementation)
+
+    def _model(self, config: ModelConfig, dtype: str, implementation: str | None) -> Decoder:
+        shapes = self._shapes(parameter_specs(config), dtype)
+        return Decoder(config, shapes, partition=partition(self.mesh), implementation=implementation)
+
+    def _shapes(self, specs: Mapping[str, ParameterSpec], dtype: str) -> Any:
+        return {
+            name: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=array_sharding(self.mesh, spec.axes, spec.shape))
+            for name, spec in specs.items()
         }
-        shapes: Any = parameters
-        self.model = Decoder(config, shapes, partition=partition(mesh), implementation=implementation)
 
     def score(self, rows: int, length: int, targets: int, *, prefixes: bool) -> Program:
         """A batch of scoring: rows of `length` tokens, of which `targets` are scored."""
@@ -76,13 +82,22 @@ class Abstract:
 
     def train(self, recipe: Recipe, rows: int, length: int) -> Program:
         """A step: rows of `length` tokens over all micro-batches, in each of which every token but the first counts."""
+        model, dtype = self.model, recipe.master_dtype
+        trained, base = self._model(model.config, dtype, model.implementation), None
+        if recipe.lora is not None or recipe.benign_loss == "divergence":
+            base = self._model(model.config, recipe.compute_dtype, model.implementation)
+        if recipe.lora is not None:
+            trained = Adapter(self._shapes(adapter_specs(model.config, recipe.lora), dtype), recipe.lora)
         adamw = optimizer(recipe.betas, recipe.weight_decay, recipe.clip_norm)
-        moments = placed_moments(adamw, self.model, self.mesh)
-        step = compiled_step(adamw, recipe.remat, recipe.compute_dtype, Placement.of((self.model, moments)))
-        split = (recipe.accumulation, rows // recipe.accumulation)
-        batch = self._packed(split, length, length, prefixes=False)
-        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._whole)
-        return self._compiled("train", step, {"weights": self.model, "optimiser": moments, "rows": batch, "rate": rate})
+        moments = placed_moments(adamw, trained, self.mesh)
+        step = compiled_step(adamw, recipe.remat, recipe.compute_dtype, Placement.of((trained, moments)))
+        batch = self._packed((recipe.accumulation, rows // recipe.accumulation), length, length, prefixes=False)
+        if recipe.benign_loss == "divergence":
+            batch = dataclasses.replace(batch, divergence=batch.weights)
+        one = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=self._whole)  # noqa: E731
+        key = one(jnp.uint32, 2) if recipe.lora is not None and recipe.lora.dropout else None
+        given = {"weights": trained, "optimiser": moments, "base": base, "rows": batch, "rate": one(jnp.float32)}
+        return self._compiled("train", step, given | {"key": key})
 
     def generate(self, batch: int, prefill: int, slots: int, prompt: int, *, temperature: float) -> Iterator[Program]:
         """Admission of `prefill` prompts of `prompt` tokens, and decoding, of `batch` rows of `slots`."""

@@ -70,9 +70,9 @@ def plan_sft(setting: Setting, recipe: Recipe, rows: int, *, search: bool) -> Pl
     """Fine-tuning: steps of `rows` rows of the recipe's length, or of a few more that mesh and micro-batches divide."""
     grain = setting.ways * recipe.accumulation
     rows = -(-rows // grain) * grain
-    abstract = setting.abstract(recipe.master_dtype)
+    abstract = setting.abstract(recipe.compute_dtype)
     program = functools.cache(lambda rows: abstract.train(recipe, rows, recipe.row_length))
-    passes = 3 if recipe.remat == "none" else 4
+    passes = recipe.passes + (recipe.remat == "full")
     step = Step(program(rows), setting.of_rows(rows, recipe.row_length, passes), rows * recipe.row_length)
     title = setting.title("sft", f"steps of {rows} rows of {recipe.row_length:,} tokens, remat {recipe.remat}")
     largest = _largest(setting, lambda r: program(r).total, rows, search, grain)

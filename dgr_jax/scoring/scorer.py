@@ -55,7 +55,7 @@ class SequenceScores(NamedTuple):
 
 def target_scores(model: Decoder, rows: PackedRows, *, remat: bool = False) -> TokenScores:
     """Scores of each target, all [B, M]; those of filling mean nothing."""
-    wanted = _before_targets(model, rows, remat=remat)
+    wanted = before_targets(model, rows, remat=remat)
     scores = token_scores(
         wanted.reshape(-1, wanted.shape[-1]),
         model.unembed_weight,
@@ -73,7 +73,7 @@ def score_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
     return _everywhere(model, SequenceScores(scores.log_prob, scores.is_greedy))
 
 
-def _before_targets(model: Decoder, rows: PackedRows, *, remat: bool = False) -> jax.Array:
+def before_targets(model: Decoder, rows: PackedRows, *, remat: bool = False) -> jax.Array:
     """[B, M, D]: the hidden state that each target is predicted from."""
     hidden = model(rows.tokens, rows.positions, rows.visibility, remat=remat)
     return jnp.take_along_axis(hidden, rows.source[:, :, None], axis=1)
@@ -82,7 +82,7 @@ def _before_targets(model: Decoder, rows: PackedRows, *, remat: bool = False) ->
 @jax.jit
 def candidate_rows(model: Decoder, rows: PackedRows, candidates: jax.Array) -> SequenceScores:
     """Log-probabilities, float32 [B, M, candidates], of tokens int32 [candidates] in each target's place."""
-    wanted = _before_targets(model, rows)
+    wanted = before_targets(model, rows)
     B, M, D = wanted.shape
     flat = wanted.reshape(B * M, D)
     first = jnp.broadcast_to(candidates[0], B * M)
@@ -97,7 +97,7 @@ def candidate_rows(model: Decoder, rows: PackedRows, candidates: jax.Array) -> S
 @jax.jit
 def class_rows(model: Decoder, rows: PackedRows) -> SequenceScores:
     """A classifier's scores, float32 [B, M, labels], at the token before each target; none of them is "greedy"."""
-    wanted = _before_targets(model, rows)
+    wanted = before_targets(model, rows)
     scores = jnp.matmul(wanted, model.score[...].T, preferred_element_type=jnp.float32)
     return _everywhere(model, SequenceScores(scores, jnp.zeros(scores.shape[:2], bool)))
 
@@ -174,10 +174,12 @@ class Scorer:
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
         implementation: str | None = None,
+        adapter: str | pathlib.Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Loads model and tokenizer from a Hugging Face folder or hub id; `settings` go to the constructor."""
-        model = from_pretrained(path, mesh=mesh, dtype=dtype, implementation=implementation)
+        """Loads model and tokenizer from a Hugging Face folder or hub id, with an adapter beside it if one is given;
+        `settings` go to the constructor."""
+        model = from_pretrained(path, mesh=mesh, dtype=dtype, implementation=implementation, adapter=adapter)
         return cls(model, ChatFormat.from_pretrained(path), mesh=mesh, **settings)
 
     @property

@@ -32,7 +32,7 @@ class ScoringModel:
     Args:
       model: Hugging Face folder or hub id.
       settings: how it scores.
-      dtype, mesh, implementation: as `from_pretrained` and `make_mesh` take them.
+      dtype, mesh, implementation, adapter: as `from_pretrained` and `make_mesh` take them.
 
     Attributes:
       longest: tokens of the longest trace that is scored whole.
@@ -49,12 +49,14 @@ class ScoringModel:
         dtype: str | None = None,
         mesh: str = "auto",
         implementation: str | None = None,
+        adapter: str | pathlib.Path | None = None,
     ):
         self.folder, self.settings = local_folder(model), settings
         self.dtype, self.mesh, self.implementation = dtype or default_dtype(), mesh, implementation
+        self._adapter = None if adapter is None else local_folder(adapter)
         self.config = load_config(self.folder)
         self.longest = settings.longest(self.config.max_positions)
-        self.fingerprint = fingerprint_model(self.folder)
+        self.fingerprint = fingerprint_model(self.folder, self._adapter)
 
     @functools.cached_property
     def chat(self) -> ChatFormat:
@@ -65,7 +67,8 @@ class ScoringModel:
     def scorer(self) -> Scorer:
         """The scorer, with what it cost so far."""
         mesh = mesh_or_none(self.mesh)
-        model = from_pretrained(self.folder, mesh=mesh, dtype=self.dtype, implementation=self.implementation)
+        how: dict[str, Any] = {"implementation": self.implementation, "adapter": self._adapter}
+        model = from_pretrained(self.folder, mesh=mesh, dtype=self.dtype, **how)
         return Scorer(model, self.chat, mesh=mesh, **dataclasses.asdict(self.settings))
 
 

@@ -196,7 +196,8 @@ class Study:
         with self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed) as stage:
             if not stage.finished:
                 how = recipe(self.config, arm)
-                sequences = training_sequences(traces, chat, how.row_length)
+                to_base = how.benign_loss == "divergence"
+                sequences = training_sequences(traces, chat, how.row_length, benign_to_base=to_base)
                 counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
                 about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
                 try:

@@ -29,10 +29,12 @@ class TokenSequence:
     Attributes:
       token_ids: int32 [T].
       scored: bool [T]; True where the token is a target. The first token never is: nothing predicts it.
+      to_base: whether training is to keep its targets' distributions where they were, in place of making them likely.
     """
 
     token_ids: np.ndarray
     scored: np.ndarray
+    to_base: bool = False
 
     @classmethod
     def of_response(cls, rendered: Rendered) -> Self:
@@ -61,6 +63,8 @@ class PackedRows:
       source: int32 [B, M], the slot whose hidden state predicts the target.
       targets: int32 [B, M].
       weights: float32 [B, M]; 1 for a target (once, where several sequences share it), 0 for filling.
+      divergence: float32 [B, M], in training alone: the weights of targets that count by their divergence from the
+        base, and have none in `weights`; None where there are none.
     """
 
     tokens: _Array
@@ -69,6 +73,7 @@ class PackedRows:
     source: _Array
     targets: _Array
     weights: _Array
+    divergence: _Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,16 @@ import numpy as np
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 from dgr_jax.tokens.chat import ChatFormat
-from dgr_jax.tokens.packing import PackedRows, Row, TokenSequence, best_fit, fill_rows, lay_out, most_targets
+from dgr_jax.tokens.packing import (
+    PackedRows,
+    Row,
+    TargetPlaces,
+    TokenSequence,
+    best_fit,
+    fill_rows,
+    lay_out,
+    most_targets,
+)
 from dgr_jax.training.recipe import Recipe
 
 _MOST_SHAPES = 8
@@ -27,7 +36,12 @@ _MOST_TRIES = 8
 
 
 def training_sequences(
-    traces: Sequence[Trace], chat: ChatFormat, row_length: int, max_positions: int | None = None
+    traces: Sequence[Trace],
+    chat: ChatFormat,
+    row_length: int,
+    max_positions: int | None = None,
+    *,
+    benign_to_base: bool = False,
 ) -> list[TokenSequence]:
     """Renders traces; targets are all response tokens (reasoning, answer and the end token).
 
@@ -36,11 +50,16 @@ def training_sequences(
       chat: how they become tokens.
       row_length: tokens of a packed row.
       max_positions: of the model, where it is known.
+      benign_to_base: whether traces labelled benign are trained on by their divergence from the base.
 
     Raises:
       UserError: a trace does not fit a row or the model; the message names it.
     """
     sequences = []
+    if benign_to_base and not any(trace.label == "benign" for trace in traces):
+        raise UserError(
+            '`benign_loss` is divergence, and no trace is labelled "benign"; label some, or take cross_entropy'
+        )
     for trace in traces:
         rendered = chat.render(trace)
         length = len(rendered.token_ids)
@@ -53,7 +72,8 @@ def training_sequences(
             raise UserError(
                 f"trace {trace.id!r} has {length} tokens, more than the model's {max_positions} positions; drop it"
             )
-        sequences.append(TokenSequence.of_response(rendered))
+        sequence = TokenSequence.of_response(rendered)
+        sequences.append(dataclasses.replace(sequence, to_base=benign_to_base and trace.label == "benign"))
     return sequences
 
 
@@ -115,6 +135,7 @@ class BatchPlan:
         if not sequences:
             raise UserError("there is nothing to train on: the input has no traces")
         self._sequences, self._recipe, self._row_multiple = sequences, recipe, row_multiple
+        self._to_base = any(sequence.to_base for sequence in sequences)
         self.steps = recipe.steps or math.ceil(len(sequences) * recipe.epochs / recipe.batch_size)
         self._permutations: dict[int, np.ndarray] = {}
         needs = [[len(sequence.token_ids) for sequence in self.members(step)] for step in range(self.steps)]
@@ -127,7 +148,9 @@ class BatchPlan:
         """The rows of a step, [accumulation, rows, ...]."""
         members, layout = self._laid_out(step)
         shape = self._shape[step]
-        rows, _ = fill_rows(members, layout, (shape.rows, shape.length, self._targets[shape]))
+        rows, places = fill_rows(members, layout, (shape.rows, shape.length, self._targets[shape]))
+        if self._to_base:
+            rows = _with_divergence(rows, members, places)
         split = self._recipe.accumulation
         return jax.tree.map(lambda x: x.reshape(split, -1, *x.shape[1:]), rows)
 
@@ -177,6 +200,21 @@ class BatchPlan:
     def _laid_out(self, step: int) -> tuple[list[TokenSequence], list[Row]]:
         members = self.members(step)
         return members, lay_out(members, (self._shape[step].length,))
+
+
+def _with_divergence(
+    rows: PackedRows, members: Sequence[TokenSequence], places: Mapping[int, TargetPlaces]
+) -> PackedRows:
+    """With weights by which the loss is mean(-log p) and mean(divergence), each over its targets, and the two means by
+    the number of their traces; all weights together are the number of targets still."""
+    weights, divergence = np.zeros_like(rows.weights), np.zeros_like(rows.weights)
+    targets = sum(sequence.targets for sequence in members)
+    for into, to_base in ((weights, False), (divergence, True)):
+        mine = [number for number, sequence in enumerate(members) if sequence.to_base == to_base]
+        if own := sum(members[number].targets for number in mine):
+            for number in mine:
+                into[places[number].row, places[number].columns] = targets * len(mine) / len(members) / own
+    return dataclasses.replace(rows, weights=weights, divergence=divergence)
 
 
 def choose_shapes(steps: Sequence[Sequence[int]], *, longest: int, multiple: int) -> list[RowShape]:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from dgr_jax.errors import UserError, in_range
+from dgr_jax.models.adapter import TARGETS, Lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Recipe:
         each checkpoint and at the end.
       export: the weights that a run ends with: the "last", or the "best", of the least validation loss among the
         checkpoints and the last.
+      benign_loss: of rows labelled benign: "cross_entropy" as of all others, or "divergence": forward KL from the model
+        before training, per token. The two means then count by their rows (ThinkSafe, arXiv 2601.23143).
+      lora_rank: train an adapter of this rank in place of the weights; 0 trains the weights.
+      lora_alpha, lora_targets, lora_rank_stabilised, lora_dropout: of the adapter; see `dgr_jax.models.adapter.Lora`.
     """
 
     learning_rate: float = 5e-5
@@ -54,6 +59,12 @@ class Recipe:
     checkpoint_every: int = 0
     validation_share: float = 0.0
     export: Literal["last", "best"] = "last"
+    benign_loss: Literal["cross_entropy", "divergence"] = "cross_entropy"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = TARGETS
+    lora_rank_stabilised: bool = False
+    lora_dropout: float = 0.0
 
     def __post_init__(self):
         for name, (low, high, wanted) in _RANGES.items():
@@ -69,12 +80,29 @@ class Recipe:
             raise UserError("recipe: `export` best needs `validation_share` and `checkpoint_every` above 0")
         # A config file may well hold a list; the optimiser is kept by what can be hashed.
         object.__setattr__(self, "betas", tuple(self.betas))
+        if not isinstance(self.lora_targets, list | tuple):
+            raise UserError(f"recipe: `lora_targets` is {self.lora_targets!r}; give a list of {', '.join(TARGETS)}")
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        _ = self.lora  # what it cannot be, it says
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapter that is trained; None where the weights are."""
+        if not self.lora_rank:
+            return None
+        return Lora(self.lora_rank, self.lora_alpha, self.lora_targets, self.lora_rank_stabilised, self.lora_dropout)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that a step's matmuls are worth, without what is computed twice: a backward pass is two, or
+        one where weights get no gradient, and a divergence takes one of the base."""
+        return 3 - bool(self.lora_rank) + (self.benign_loss == "divergence")
 
 
 _MOST = sys.float_info.max
 _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("batch_size", "row_length", "accumulation", "epochs"), (1, _MOST, "a whole number of 1 or more")),
-    **dict.fromkeys(("steps", "checkpoint_every", "seed"), (0, _MOST, "a whole number of 0 or more")),
+    **dict.fromkeys(("steps", "checkpoint_every", "seed", "lora_rank"), (0, _MOST, "a whole number of 0 or more")),
     **dict.fromkeys(("learning_rate", "weight_decay"), (0.0, _MOST, "a finite number of 0 or more")),
     **dict.fromkeys(("warmup_fraction", "final_fraction"), (0.0, 1.0, "a number from 0 to 1")),
     "validation_share": (0.0, 0.9, "a number from 0 to .9"),

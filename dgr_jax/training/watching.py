@@ -14,7 +14,7 @@ from dgr_jax.tokens.packing import TokenSequence
 
 
 def speed(
-    config: ModelConfig, sequences: Sequence[TokenSequence], seconds: float, mesh: jax.sharding.Mesh | None
+    config: ModelConfig, sequences: Sequence[TokenSequence], seconds: float, mesh: jax.sharding.Mesh | None, passes: int
 ) -> dict[str, float]:
     """Speed of a step.
 
@@ -23,10 +23,11 @@ def speed(
       sequences: the step's traces.
       seconds: that it took.
       mesh: of its devices; None for a single one.
+      passes: see `Recipe.passes`.
 
     Returns:
       `tokens_per_second`, of the traces, without padding; and where the device's peak is known, `mfu`: products and
-      sums of the matmuls of one forward and backward pass over them (Chowdhery et al., 2022, with attention over
+      sums of the matmuls of its forward and backward passes over them (Chowdhery et al., 2022, with attention over
       visible pairs alone), as a share of what the devices could do in bfloat16. What is computed twice to save memory,
       and padding, count for nothing.
     """
@@ -34,7 +35,7 @@ def speed(
     found = {"tokens_per_second": sum(lengths) / seconds}
     devices = [jax.devices()[0]] if mesh is None else mesh.devices.flat
     if (chip := chip_of(devices[0].device_kind)) is not None:
-        flops = flops_of(config, lengths, sum(sequence.targets for sequence in sequences), passes=3)
+        flops = flops_of(config, lengths, sum(sequence.targets for sequence in sequences), passes=passes)
         found["mfu"] = flops / (seconds * len(devices) * chip.flops)
     return found
 

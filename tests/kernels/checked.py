@@ -15,6 +15,7 @@ attention_and_log_sum_exp = _checked(dgr_kernels.attention.attention_and_log_sum
 prepare = _checked(dgr_kernels.attention.prepare)
 count_tiles = _checked(dgr_kernels.attention.count_tiles)
 token_scores = _checked(dgr_kernels.token_scores.token_scores)
+token_divergence = _checked(dgr_kernels.token_scores.token_divergence)
 causal, packed, grouped, shared_prefix, padded, cached = (
     _checked(constructor)
     for constructor in (

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.kernels.cases import assert_mostly_close, draw_visibility
-from tests.kernels.checked import attention_and_log_sum_exp, prepare, token_scores
+from tests.kernels.checked import attention_and_log_sum_exp, prepare, token_divergence, token_scores
 
 MESH = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -60,6 +60,21 @@ def score(vocabulary: int, partition: Partition | None, implementation: str | No
     return jax.tree.leaves(both(*arrays)), both.as_text()
 
 
+def diverge(vocabulary: int, partition: Partition | None):
+    rng = np.random.default_rng(2)
+    T, D = 64, 32
+    hidden, unembed, *base = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, D), (vocabulary, D)) * 2
+    )
+    targets = jnp.asarray(rng.integers(0, vocabulary, T), jnp.int32)
+
+    def loss(hidden, unembed):
+        found = token_divergence(hidden, unembed, *base, targets, partition=partition)
+        return jnp.sum(found.log_prob * 1.5 + found.divergence**2), found
+
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, unembed))
+
+
 def collectives(program: str) -> list[tuple[str, int]]:
     """Name and elements of each array that devices send each other, in a compiled program."""
     found = []
@@ -85,6 +100,7 @@ def main() -> None:
         alone = score(vocabulary, None)[0]
         on_mesh, program = score(vocabulary, PARTITION)
         close(on_mesh, alone)
+        close(diverge(vocabulary, PARTITION), diverge(vocabulary, None))
         if vocabulary == 302:
             with pltpu.force_tpu_interpret_mode():
                 close(score(vocabulary, PARTITION, "tpu")[0], alone)

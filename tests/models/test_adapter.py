@@ -30,10 +30,10 @@ def small_model(family: str, seed: int = 0) -> Decoder:
 
 
 def drawn(model: Decoder, lora: Lora, seed: int = 0) -> Adapter:
-    """An adapter that changes logits by several nats."""
+    """An adapter as large as the weights beside it."""
     rng = np.random.default_rng(seed)
     arrays = {
-        name: jnp.asarray(rng.normal(size=spec.shape) / spec.hf_shape[1] ** 0.5, jnp.float32)
+        name: jnp.asarray(0.1 * rng.normal(size=spec.shape), jnp.float32)
         for name, spec in adapter_specs(model.config, lora).items()
     }
     return Adapter(arrays, lora)
@@ -193,7 +193,7 @@ def test_not_whole(saved, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="lm_head.lora_A.weight is not part of it"):
         load_adapter(folder, model.config, base)
     file.write_bytes(b"torn")
-    with pytest.raises(UserError, match="not a whole safetensors file; fetch it again"):
+    with pytest.raises(UserError, match="not a whole safetensors file .*; fetch it again"):
         load_adapter(folder, model.config, base)
     file.unlink()
     (folder / "adapter_model.bin").write_bytes(b"")

@@ -13,7 +13,7 @@ from dgr_jax.models.config import Llama3Scaling, ModelConfig
 from dgr_jax.models.decoder import Decoder, init_model, inverse_frequencies, linear
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.tokens.packing import TokenSequence, fill_rows, lay_out
-from dgr_jax.training.loop import loss_sum
+from dgr_jax.training.step import loss_sum
 from tests.kernels.cases import assert_mostly_close
 from tests.kernels.interpreters import simulated
 

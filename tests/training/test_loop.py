@@ -65,7 +65,7 @@ def test_accumulation_and_row_length_change_no_loss(random_model, sequences):
 
 def test_a_step_is_optax_adamw_with_clipping(random_model, sequences):
     """One step by hand: gradient of the mean loss, clipped, AdamW without decay on norms."""
-    from dgr_jax.training.loop import loss_sum
+    from dgr_jax.training.step import loss_sum
 
     config = Recipe(**{**vars(CONFIG), "steps": 1, "weight_decay": 0.1, "clip_norm": 0.05, "warmup_fraction": 0.0})
     start = from_pretrained(random_model)

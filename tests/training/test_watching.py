@@ -86,8 +86,8 @@ def test_held_out_losses_are_the_scorers_and_the_best_weights_are_kept(tmp_path,
 def test_the_share_of_the_peak_is_six_operations_a_weight_and_token(monkeypatch, random_model, sequences):
     config = load_config(random_model)
     lengths, targets = [len(s.token_ids) for s in sequences], sum(s.targets for s in sequences)
-    assert "mfu" not in speed(config, sequences, 2.0, None)  # nobody's peak is known of a CPU
-    assert speed(config, sequences, 2.0, None)["tokens_per_second"] == sum(lengths) / 2
+    assert "mfu" not in speed(config, sequences, 2.0, None, 3)  # nobody's peak is known of a CPU
+    assert speed(config, sequences, 2.0, None, 3)["tokens_per_second"] == sum(lengths) / 2
     monkeypatch.setattr(watching, "chip_of", lambda kind: CHIPS["v5e"])
     D, H, F, V = config.hidden_size, config.head_dim, config.intermediate_size, config.vocab_size
     layer = 2 * D * H * (config.num_heads + config.num_kv_heads) + 3 * D * F
@@ -95,7 +95,7 @@ def test_the_share_of_the_peak_is_six_operations_a_weight_and_token(monkeypatch,
     expected = 6 * config.num_layers * layer * sum(lengths) + 6 * V * D * targets
     expected += 12 * config.num_layers * config.num_heads * H * pairs
     assert flops_of(config, lengths, targets, passes=3) == expected
-    assert speed(config, sequences, 2.0, None)["mfu"] == pytest.approx(expected / 2 / 197e12)
+    assert speed(config, sequences, 2.0, None, 3)["mfu"] == pytest.approx(expected / 2 / 197e12)
 
 
 def test_chips_by_what_jax_calls_them():
