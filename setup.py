@@ -34,7 +34,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright"],
-        "parity": ["torch>=2.9", "accelerate"],
+        "parity": ["torch>=2.9", "accelerate", "peft>=0.19"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "eval": ["math-verify[antlr4_11_0]>=0.9"],
