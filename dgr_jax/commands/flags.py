@@ -259,16 +259,21 @@ def batch_size(asked: str) -> int | None:
     return int(asked)
 
 
+def check_server(given: flags.FlagValues) -> None:
+    """Refuses what cannot be had of a server."""
+    if given.hosts is not None:
+        raise UserError("`engine` openai: a server is asked by one host; leave `hosts` out")
+    if "adapter" in given and given.adapter is not None:
+        raise UserError("`engine` openai: a server has its adapters itself; leave `adapter` out")
+
+
 def engine(given: flags.FlagValues) -> "tuple[Engine, ChatFormat, Decoder | None]":
     """The engine that the flags of `GENERATION` ask for, its chat format, and the weights where they are here."""
     if given.engine == "openai":
         from dgr_jax.generation.openai import OpenAIEngine
         from dgr_jax.tokens.chat import ChatFormat
 
-        if "hosts" in given and given.hosts is not None:
-            raise UserError("`engine` openai: a server is asked by one host; leave `hosts` out")
-        if given.adapter is not None:
-            raise UserError("`engine` openai: a server has its adapters itself; leave `adapter` out")
+        check_server(given)
         chat = ChatFormat.from_pretrained(given.model)
         return OpenAIEngine(given.base_url, given.served_model or given.model, chat=chat), chat, None
     from dgr_jax.generation.sampler import Sampler

@@ -77,7 +77,7 @@ def main(given: FlagValues) -> str:
                 inputs.traces, chat, recipe.row_length, config.max_positions, benign_to_base=to_base
             )
             how: Any = {"mesh": mesh, "implementation": given.implementation}
-            start = from_pretrained(folder, dtype=recipe.compute_dtype if recipe.lora else recipe.master_dtype, **how)
+            start = from_pretrained(folder, dtype=recipe.start_dtype, **how)
             chat.check_fits(start.config.vocab_size)
             boards = Boards(wandb=given.wandb, config=dataclasses.asdict(recipe))
             tuned = train(

@@ -14,6 +14,8 @@ from dgr_jax.planning.programs import Program
 MARGIN = 0.05
 """Share of a device's memory that a plan leaves: what else lives there, and gaps between what does."""
 _MOST_TRIES = 3
+_PARTS = ("weights", "base", "optimiser", "cache")
+"""What a program is given, and a plan names; "base" stands beneath an adapter, or a divergence is measured from it."""
 
 Purpose = Literal["score", "refine", "sft"]
 
@@ -86,7 +88,7 @@ class Plan:
             if any(numbers := [of(step) for step in self.steps]):
                 lines.append(f"  {name:<26}" + "".join(f"{n / GIB:>10.2f}" if n else f"{'-':>10}" for n in numbers))
 
-        for part in ("weights", "optimiser", "cache"):
+        for part in _PARTS:
             line(part, lambda step, part=part: step.program.held.get(part, 0))
         line("gradients", lambda _: self.gradients)
         line("activations and the rest", self._rest)
@@ -100,8 +102,7 @@ class Plan:
         return lines
 
     def _rest(self, step: Step) -> int:
-        known = ("weights", "optimiser", "cache")
-        others = sum(size for part, size in step.program.held.items() if part not in known)
+        others = sum(size for part, size in step.program.held.items() if part not in _PARTS)
         return step.program.temporary + others - self.gradients
 
     def _time(self, step: Step) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -24,19 +23,15 @@ from dgr_jax.evaluation.compare import read_evaluation
 from dgr_jax.evaluation.items import Suite
 from dgr_jax.evaluation.run import evaluate
 from dgr_jax.evaluation.suites import load_suite
-from dgr_jax.generation.engine import Decoding, Request
-from dgr_jax.generation.sampler import Sampler
+from dgr_jax.generation.engine import Decoding, Engine, Request
 from dgr_jax.judges.phrases import load_judge
-from dgr_jax.models.decoder import Decoder
-from dgr_jax.models.folder import fingerprint_model, local_folder
-from dgr_jax.models.weights import from_pretrained
+from dgr_jax.run import hosts
 from dgr_jax.run.files import fingerprint_records, read_json, write_json
 from dgr_jax.run.stage import Stage
-from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.statistics import bootstrap_ratio, rate
 from dgr_jax.study.config import Arm, read_arms, recipe
+from dgr_jax.study.target import Machine, Target
 from dgr_jax.tiny_world.alignment import problem_suite, request_suite, safety_rows
-from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.training.batches import training_sequences
 from dgr_jax.training.loop import DivergedError, train
 
@@ -44,16 +39,26 @@ METRICS = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
 
 
 class Study:
-    """Runs a study's stages in a directory.
+    """Runs a study's stages in a directory. On several hosts all do, and the first has the files.
 
     Args:
       config: see configs/tiny.py, which names and explains every field.
       folder: work directory; finished stages found there are not run again.
       say: called with lines for people.
+      machine: where it runs; by default on a single device.
     """
 
-    def __init__(self, config: Mapping[str, Any], folder: epath.PathLike, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        folder: epath.PathLike,
+        say: Callable[[str], None] = print,
+        machine: Machine | None = None,
+    ):
         self.config, self.folder, self._say = config, epath.Path(folder), say
+        self._machine = machine or Machine()
+        if self._machine.server is not None and len(config["models"]) > 1:
+            raise UserError("study config: a server has one base model; take the others out of `models`")
         self.arms = read_arms(config)
         self._judge = load_judge(config["judge"])
         self._decoding = Decoding(**config["decoding"])
@@ -71,7 +76,7 @@ class Study:
                 f"study config: suites hold {', '.join(kinds) or 'nothing'}; a study takes one of problems, one of "
                 "harmful and one of benign requests"
             )
-        self._weights: dict[str, tuple[Decoder, ChatFormat, str]] = {}
+        self._targets: dict[str, Target] = {}
         self._rows: dict[tuple[str, str, int], dict[str, list[Trace]]] = {}
         self._summaries: dict[str, dict[str, Any]] = {}
         self._shift: dict[tuple[str, str], dict[str, Any]] = {}
@@ -100,19 +105,12 @@ class Study:
         write_json(self.folder / "results.json", results)
         return results
 
-    def _model(self, name: str) -> tuple[Decoder, ChatFormat, str]:
-        """Base weights, chat format and fingerprint; kept, since every arm starts from them."""
-        if name not in self._weights:
-            path = self.config["models"][name]
-            self._weights[name] = (
-                from_pretrained(path, dtype=self.config["dtype"]),
-                ChatFormat.from_pretrained(path),
-                fingerprint_model(local_folder(path)),
-            )
-        return self._weights[name]
-
-    def _sampler(self, model: Decoder, chat: ChatFormat, fingerprint: str) -> Sampler:
-        return Sampler(model, chat, fingerprint=fingerprint, batch_size=self.config["batch_size"])
+    def _target(self, name: str) -> Target:
+        """A base model; every arm of it starts from there."""
+        if name not in self._targets:
+            path, how = self.config["models"][name], (self.config["dtype"], self.config["batch_size"])
+            self._targets[name] = hosts.together(lambda: Target(path, self._machine, *how))
+        return self._targets[name]
 
     def _data(self, model_name: str, source: str, seed: int) -> dict[str, list[Trace]]:
         """Variants of a source's rows, aligned by id: original, refined and (tiny world) native."""
@@ -144,14 +142,14 @@ class Study:
         return safety_rows(entry["tiny"], **counts), safety_rows(entry["tiny"], **counts, native=True)
 
     def _refine(self, name: str, original: Sequence[Trace], model_name: str, seed: int):
-        model, chat, fingerprint = self._model(model_name)
+        target = self._target(model_name)
         refinement = refine(
             original,
-            self._sampler(model, chat, fingerprint),
-            chat,
+            target.engine(),
+            target.chat,
             RewriteFilter(self._scaffold, self._judge),
             dataclasses.replace(self._refine_config, seed=seed),
-            scorer=Scorer(model, chat),
+            scorer=target.scorer(),
             folder=self.folder / "refine" / name,
         )
         self._say(f"refine {name}: {summary_text(refinement.summary)}")
@@ -175,43 +173,45 @@ class Study:
         return [pair[number < refined] for number, pair in enumerate(rows)]
 
     def _run_base(self, model_name: str) -> dict[str, Any]:
-        model, chat, fingerprint = self._model(model_name)
+        target = self._target(model_name)
         arm = {"model": model_name, "kind": "base"}
         prompts = fingerprint_records(trace.to_dict() for trace in self._floor_rows())
-        with self._open(f"{model_name}_base", arm, prompts, fingerprint, seed=0) as stage:
+        with self._open(f"{model_name}_base", arm, prompts, target.fingerprint, seed=0) as stage:
             if not stage.finished:
                 self._say(f"evaluating {model_name} before alignment")
-                self._evaluate(stage, model, chat, 0)
+                self._evaluate(stage, target, target.engine(), 0)
                 answers = self._own_answers(model_name)
                 shift = self._shift_nll(model_name, answers) if answers else None
                 about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
                 write_json(stage.folder / "run.json", about | self._measured(stage))
                 stage.finish()
-            return read_json(stage.folder / "run.json") | {"acceptance": _outcomes([])}
+            return _record(stage) | {"acceptance": _outcomes([])}
 
     def _run_arm(self, arm: Arm) -> dict[str, Any]:
-        base, chat, fingerprint = self._model(arm.model)
+        target = self._target(arm.model)
         traces = self._arm_rows(arm)
         rows = fingerprint_records(t.to_dict() for t in traces)
-        with self._open(arm.name, dataclasses.asdict(arm), rows, fingerprint, arm.seed) as stage:
+        with self._open(arm.name, dataclasses.asdict(arm), rows, target.fingerprint, arm.seed) as stage:
             if not stage.finished:
                 how = recipe(self.config, arm)
                 to_base = how.benign_loss == "divergence"
-                sequences = training_sequences(traces, chat, how.row_length, benign_to_base=to_base)
+                sequences = training_sequences(traces, target.chat, how.row_length, benign_to_base=to_base)
                 counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
                 about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
                 try:
-                    fresh = jax.tree.map(jnp.copy, base)  # training gives its model's buffers up
-                    tuned = train(fresh, sequences, how, folder=stage.folder, label=arm.name).model
+                    start, mesh = target.fresh(how.start_dtype), self._machine.mesh
+                    tuned = train(start, sequences, how, mesh=mesh, folder=stage.folder, label=arm.name).model
+                    del start
                 except DivergedError as error:  # a finding about the arm, not the end of the study
                     about["diverged"] = str(error)
                 else:
                     tuned = jax.tree.map(lambda x: x.astype(self.config["dtype"]), tuned)
-                    self._evaluate(stage, tuned, chat, arm.seed)
+                    self._evaluate(stage, target, target.sampler(tuned, stage.folder.name), arm.seed)
+                    del tuned
                     about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
                 write_json(stage.folder / "run.json", about)
                 stage.finish(**counts)
-            return read_json(stage.folder / "run.json") | {"acceptance": _outcomes(traces)}
+            return _record(stage) | {"acceptance": _outcomes(traces)}
 
     def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {
@@ -220,7 +220,7 @@ class Study:
             "decoding": dataclasses.asdict(self._decoding),
             "samples_per_item": self.config["samples_per_item"],
             "judge": self._judge.fingerprint,
-            "chat": self._model(arm["model"])[1].fingerprint,
+            "chat": self._target(arm["model"]).chat.fingerprint,
             "dtype": self.config["dtype"],
         }
         suites = {s.name: fingerprint_records(dataclasses.asdict(item) for item in s.items) for s in self._suites}
@@ -228,10 +228,10 @@ class Study:
         folder = self.folder / "runs" / name
         return Stage.open(folder, "study run", config=config, inputs=inputs, model=fingerprint, seed=seed)
 
-    def _evaluate(self, stage: Stage, model: Decoder, chat: ChatFormat, seed: int) -> None:
+    def _evaluate(self, stage: Stage, target: Target, engine: Engine, seed: int) -> None:
         evaluate(
-            self._sampler(model, chat, stage.folder.name),
-            chat,
+            engine,
+            target.chat,
             self._suites,
             decoding=self._decoding,
             samples_per_item=self.config["samples_per_item"],
@@ -242,6 +242,9 @@ class Study:
 
     def _measured(self, stage: Stage) -> dict[str, Any]:
         """The evaluation's rows, keyed by metric; groups and secondary metrics under their own keys."""
+        return hosts.from_writer(lambda: self._measured_here(stage))
+
+    def _measured_here(self, stage: Stage) -> dict[str, Any]:
         rows = read_json(stage.folder / "results.json")
         main = {row["metric"]: _number(row) for row in rows if not row.get("group")}
         groups: dict[str, dict[str, Any]] = {}
@@ -266,12 +269,12 @@ class Study:
 
     def _own_answers(self, model_name: str) -> list[Trace]:
         """What the model itself says to a source's prompts: the floor of every shift, measured."""
-        model, chat, fingerprint = self._model(model_name)
+        target = self._target(model_name)
         prompts = {trace.id: trace for trace in self._floor_rows()}
         requests = [Request(trace.id, trace.prompt, system=trace.system) for trace in prompts.values()]
         answers = []
-        for completion in self._sampler(model, chat, fingerprint).generate(requests, self._decoding, seed=0):
-            response = chat.parse(completion.text)
+        for completion in target.engine().generate(requests, self._decoding, seed=0):
+            response = target.chat.parse(completion.text)
             if response.well_formed and not completion.truncated:
                 row = prompts[completion.id]
                 answers.append(dataclasses.replace(row, reasoning=response.reasoning, answer=response.answer))
@@ -281,8 +284,7 @@ class Study:
         """Nats per response token of some rows under a model before tuning; arms on the same rows share it."""
         key = model_name, fingerprint_records(trace.to_dict() for trace in traces)
         if key not in self._shift:
-            model, chat, _ = self._model(model_name)
-            scores = list(Scorer(model, chat).score(traces))
+            scores = list(self._target(model_name).scorer().score(traces))
             interval = bootstrap_ratio([-s.log_prob for s in scores], [s.n_tokens for s in scores], seed=0)
             self._shift[key] = _number(dataclasses.asdict(interval))
         return self._shift[key]
@@ -293,6 +295,10 @@ class Study:
         harmful = run["harmful_rate"]
         refused = 1 - harmful["value"] - run["other_rate"][suite.name]
         return run | {"refusal_rate": dataclasses.asdict(rate(min(max(refused, 0.0), 1.0), harmful["n"]))}
+
+
+def _record(stage: Stage) -> dict[str, Any]:
+    return hosts.from_writer(lambda: read_json(stage.folder / "run.json"))
 
 
 def _in_words(run: Mapping[str, Any]) -> str:

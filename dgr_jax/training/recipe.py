@@ -93,6 +93,11 @@ class Recipe:
         return Lora(self.lora_rank, self.lora_alpha, self.lora_targets, self.lora_rank_stabilised, self.lora_dropout)
 
     @property
+    def start_dtype(self) -> str:
+        """Of the model that training begins with: beneath an adapter it is only calculated with."""
+        return self.compute_dtype if self.lora_rank else self.master_dtype
+
+    @property
     def passes(self) -> int:
         """Forward passes that a step's matmuls are worth, without what is computed twice: a backward pass is two, or
         one where weights get no gradient, and a divergence takes one of the base."""

@@ -73,6 +73,7 @@ def main(model: pathlib.Path, folder: pathlib.Path) -> None:
             "weights": hashlib.sha256(exported).hexdigest(),
             "compiled": {name: compiled[f"jit({name})"] for name in ("_train_step", "_decode", "_admit", "score_rows")},
             "scored shapes": len(scorer.cost.shapes),
+            "arms": arms(model, scorer.chat, mesh),
         }
     for text in MESHES:
         results[str(text)]["restored"] = restored(model, folder / f"sft-{MESHES[1]}", make_mesh(text) if text else None)
@@ -88,6 +89,19 @@ def restored(model: pathlib.Path, folder: pathlib.Path, mesh: Any) -> str:
     leaves = store.restore(4, jax.tree.leaves((loaded, moments)))
     store.close()
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def arms(model: pathlib.Path, chat, mesh) -> list[float]:
+    """Losses of an adapter's training, with benign rows by their divergence from the base; and, last, the sum of what
+    is then the model."""
+    recipe = Recipe(
+        learning_rate=3e-3, batch_size=8, row_length=128, steps=3, benign_loss="divergence", lora_rank=4,
+        lora_targets=("q", "o", "down"),
+    )  # fmt: skip
+    sequences = training_sequences(ROWS, chat, recipe.row_length, benign_to_base=True)
+    result = train(from_pretrained(model, mesh=mesh), sequences, recipe, mesh=mesh)
+    merged = result.model.merged().parameters().values()
+    return [*(row["loss"] for row in result.history), sum(float(abs(x).sum()) for x in merged) / 1000]
 
 
 def continuations() -> list[Trace]:

@@ -74,6 +74,11 @@ def test_training_and_its_resume(results, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+def test_the_other_arms_of_training(results, mesh):
+    np.testing.assert_allclose(results[mesh]["arms"], results["None"]["arms"], atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_each_program_is_compiled_once(results, mesh):
     """Once for each shape: what a step returns lies where the next one expects it."""
     compiled = results[mesh]["compiled"]

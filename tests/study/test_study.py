@@ -10,7 +10,7 @@ import pytest
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.errors import UserError
-from dgr_jax.study import plots, study
+from dgr_jax.study import plots, study, target
 from dgr_jax.study.config import Arm, expand
 from dgr_jax.study.report import aggregate, terminal_summary, write_report
 from dgr_jax.study.study import METRICS, Study
@@ -75,7 +75,7 @@ def test_a_finished_study_runs_nothing_again(finished, monkeypatch):
 
     monkeypatch.setattr(study, "train", fail)
     monkeypatch.setattr(study, "evaluate", fail)
-    monkeypatch.setattr(study.Sampler, "generate", fail)
+    monkeypatch.setattr(target.Sampler, "generate", fail)
     assert Study(config, folder, say=lambda line: None).run() == results
 
 
