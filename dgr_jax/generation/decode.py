@@ -187,10 +187,42 @@ def _admit(
     limit: jax.Array,
     key: jax.Array,
 ) -> DecodeState:
-    """Prefills prompts [P, T] into the places `place` [P]; a place of B or more is dropped."""
+    """Prefills prompts [P, T] into the places `place` [P]; a place of B or more is dropped.
+
+    On a mesh, a prompt and its place are of one device (`Seats.part_of`): what is prefilled there stays there.
+    """
     P, T = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (P, T))
     _, (k, v) = model.prefill(tokens, positions, Visibility.padded(length, T))
+    newcomers = k, v, tokens, length, limit, key
+    if model.partition is None:
+        return _seated(state, place, *newcomers)
+    mesh, axes = model.partition.mesh, model.partition.data_axes
+    rows = lambda x: array_sharding(mesh, ("batch",), x.shape[:1]).spec  # noqa: E731
+    of_cache = array_sharding(mesh, ("layers", "batch", "length", "kv_heads", "head"), k.shape).spec
+    specs = of_cache, of_cache, *map(rows, newcomers[2:])
+    where = jax.tree.map(lambda sharding: sharding.spec, state.shardings(mesh))
+
+    def local(state: DecodeState, place: jax.Array, *newcomers: jax.Array) -> DecodeState:
+        B = len(state.length)
+        own = place - jax.lax.axis_index(axes) * B
+        return _seated(state, jnp.where(own < 0, B, own), *newcomers)  # below 0, it would count from the end
+
+    return model.partition.run(local, (where, rows(place), *specs), where, state, place, *newcomers)
+
+
+def _seated(
+    state: DecodeState,
+    place: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+    limit: jax.Array,
+    key: jax.Array,
+) -> DecodeState:
+    """With prompts [P, T], and their keys and values [L, P, T, K, H], in their places."""
+    P, T = tokens.shape
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[place].set(new, mode="drop")

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
@@ -195,7 +195,8 @@ class Sampler:
         self, queue: "_Queue", decoding: Decoding, seed: int, stop: Callable[[list[int]], bool] | None = None
     ) -> Iterator[Generated]:
         """All rows through the same seats: whoever waits takes the first that is free."""
-        B, P, S = seats = self._seats_for(queue, decoding)
+        seats = self._seats_for(queue, decoding)
+        B, P, S = seats.batch, seats.prefill, seats.slots
         label = f"generate, {B} at a time"
         with Progress(label, queue.asked, "requests", shown=self._show_progress) as progress, _advised(seats):
             for prompt in queue.hopeless():  # those that are added on the way too
@@ -208,13 +209,11 @@ class Sampler:
             apart, length = self.model.apart(), np.ones(B, np.int32)
             seated: list[Prompt | None] = [None] * B
             while queue or any(seated):
-                free = [place for place in range(B) if seated[place] is None]
+                free = seats.dealt(place for place in range(B) if seated[place] is None)
                 newcomers = [(place, queue.next()) for place in free[: len(queue)]]
                 for place, row in newcomers:
                     seated[place], length[place] = row, len(row.token_ids)
-                # Those of about one length together: what is prefilled is as wide as the longest.
-                newcomers.sort(key=lambda newcomer: len(newcomer[1].token_ids))
-                for group in itertools.batched(newcomers, P):
+                for group in _admissions(newcomers, seats):
                     state = run.admit(self.model, state, *self._seated(group, seats, decoding, seed))
                 # Until so many are done that a prefill is full.
                 state = run.decode(
@@ -257,23 +256,35 @@ class Sampler:
         return jax.jit(make, out_shardings=jax.eval_shape(make).shardings(self._mesh))()
 
     def _seated(
-        self, newcomers: Sequence[tuple[int, Prompt]], seats: Seats, decoding: Decoding, seed: int
+        self, newcomers: Mapping[int, tuple[int, Prompt]], seats: Seats, decoding: Decoding, seed: int
     ) -> tuple[np.ndarray, ...]:
         """What `admit` takes of prompts: places, tokens, lengths, limits and random streams."""
         # Always the same number of prompts, unused ones dropped: one shape per bucket, and one compilation.
         P, most = seats.prefill, self.model.config.max_positions
-        width = bucket(max(len(row.token_ids) for _, row in newcomers), most)
+        width = bucket(max(len(row.token_ids) for _, row in newcomers.values()), most)
         place = np.full(P, seats.batch, np.int32)
         tokens = np.zeros((P, width), np.int32)
         length = np.ones(P, np.int32)
         key = np.zeros((P, 2), np.uint32)
-        for number, (seat, row) in enumerate(newcomers):
+        for number, (seat, row) in newcomers.items():
             place[number] = seat
             length[number] = len(row.token_ids)
             tokens[number, : length[number]] = row.token_ids
             key[number] = stream_key(seed, row.id, row.attempt)
         limit = np.minimum(length + decoding.max_new_tokens, most)
         return place, tokens, length, limit, key
+
+
+def _admissions(newcomers: Sequence[tuple[int, Prompt]], seats: Seats) -> Iterator[dict[int, tuple[int, Prompt]]]:
+    """Which place and prompt are let in together, by their number among `seats.prefill`, each in its place's part."""
+    each = seats.prefill // seats.ways
+    parts: list[list[tuple[int, Prompt]]] = [[] for _ in range(seats.ways)]
+    # Those of about one length together: what is prefilled is as wide as the longest.
+    for place, row in sorted(newcomers, key=lambda newcomer: len(newcomer[1].token_ids)):
+        parts[seats.part_of(place)].append((place, row))
+    groups = itertools.zip_longest(*(itertools.batched(part, each) for part in parts), fillvalue=())
+    for group in groups:
+        yield {part * each + number: one for part, ones in enumerate(group) for number, one in enumerate(ones)}
 
 
 def _advised(seats: Seats) -> AbstractContextManager[None]:

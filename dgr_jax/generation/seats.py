@@ -1,7 +1,10 @@
 """How many rows are decoded at a time: as many as the devices' memory holds, unless somebody says."""
 
 import dataclasses
+import itertools
+import math
 import os
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 import jax
@@ -10,6 +13,7 @@ from jax.sharding import Mesh
 
 from dgr_jax.errors import UserError
 from dgr_jax.models.config import ModelConfig
+from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.models.sharding import data_parallelism, platform_of
 
 _SPARE = 0.08
@@ -28,18 +32,31 @@ class Seats(NamedTuple):
       batch: rows at a time.
       prefill: prompts that are let in together.
       slots: tokens that a row has place for.
+      ways: parts that rows lie in, each on devices of its own.
     """
 
     batch: int
     prefill: int
     slots: int
+    ways: int = 1
 
     @classmethod
     def of(cls, batch: int, slots: int, mesh: Mesh | None) -> Self:
         """Of so many rows, or of a few more that the mesh divides."""
         ways = data_parallelism(mesh)
         batch = -(-batch // ways) * ways
-        return cls(batch, -(-batch // (4 * ways)) * ways, slots)
+        return cls(batch, -(-batch // (4 * ways)) * ways, slots, ways)
+
+    def part_of(self, place: int) -> int:
+        """The part that a row's place is in."""
+        return place * self.ways // self.batch
+
+    def dealt(self, places: Iterable[int]) -> list[int]:
+        """The places, from one part after the other in turn, so that few rows are spread evenly."""
+        parts: list[list[int]] = [[] for _ in range(self.ways)]
+        for place in places:
+            parts[self.part_of(place)].append(place)
+        return [place for turn in itertools.zip_longest(*parts) for place in turn if place is not None]
 
     @classmethod
     def fitting(
@@ -67,6 +84,7 @@ class Seats(NamedTuple):
           UserError: not even one row a device does.
         """
         each = bytes_a_row(config, mesh, dtype, slots, prompt)
+        free -= gathered_bytes(config, mesh, dtype)
         rows = int((1 - _SPARE) * free) // each
         rows = min(rows, _MOST_ON_CPU if platform_of(mesh) == "cpu" else _MOST)
         if rows < 1:
@@ -122,6 +140,17 @@ def bytes_a_row(config: ModelConfig, mesh: Mesh | None, dtype: jax.typing.DTypeL
     of_prefill = of_cache + 4 * config.hidden_size + 2 * F + 2 * N * config.head_dim
     # A quarter of the rows are admitted together. Drawing a token takes a few float32 arrays over the vocabulary.
     return itemsize * (slots * of_cache + prompt * of_prefill // 4) + 4 * 6 * V
+
+
+def gathered_bytes(config: ModelConfig, mesh: Mesh | None, dtype: jax.typing.DTypeLike) -> int:
+    """What each device needs beside its share of the weights, where they are cut over `fsdp`: those that are whole when
+    it is their turn, a layer's and the vocabulary's."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return 0
+    specs = parameter_specs(config).values()
+    of_layer = sum(math.prod(spec.shape[1:]) for spec in specs if spec.stacked)
+    of_vocabulary = sum(math.prod(spec.shape) for spec in specs if not spec.stacked)
+    return np.dtype(dtype).itemsize * (of_layer + of_vocabulary) // mesh.shape["tensor"]
 
 
 def free_memory() -> int:

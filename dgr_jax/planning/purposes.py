@@ -108,7 +108,7 @@ def plan_refine(
 
     @functools.cache
     def plan(seats: Seats) -> Plan:
-        admit, decode = abstract.generate(*seats, prompt, temperature=temperature)
+        admit, decode = abstract.generate(*seats[:3], prompt, temperature=temperature)
         copies = setting.mesh.size // setting.mesh.shape["tensor"]
         of_token = {"itemsize": _ITEMSIZE[setting.dtype], "copies": copies}
         steps = [

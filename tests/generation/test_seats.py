@@ -8,7 +8,7 @@ from dgr_jax.errors import UserError
 from dgr_jax.generation import sampler as sampling
 from dgr_jax.generation.decode import Programs
 from dgr_jax.generation.engine import Decoding, Request
-from dgr_jax.generation.sampler import Sampler
+from dgr_jax.generation.sampler import Prompt, Sampler
 from dgr_jax.generation.seats import Seats, bytes_a_row
 from dgr_jax.models.config import ModelConfig
 
@@ -44,7 +44,9 @@ def test_no_more_rows_than_memory_holds(free):
 
 def test_more_devices_hold_more_rows():
     one = fitting(14 * GIB).batch
-    assert fitting(14 * GIB, fsdp=8).batch == 8 * one
+    assert fitting(14 * GIB, data=8).batch == 8 * one
+    # Cut over fsdp, a layer's weights and the vocabulary's are gathered when it is their turn: .33 GiB.
+    assert 7.6 * one < fitting(14 * GIB, fsdp=8).batch <= 8 * one
     assert 1.9 * one < fitting(14 * GIB, tensor=2).batch <= 2.2 * one
     # Eight heads are not cut by three: every device has the whole cache.
     assert fitting(14 * GIB, tensor=3).batch <= one
@@ -70,7 +72,21 @@ def test_not_even_one_row_is_an_error_with_advice():
 
 @pytest.mark.parametrize(("asked", "ways", "batch", "prefill"), [(1, 1, 1, 1), (64, 1, 64, 16), (10, 8, 16, 8)])
 def test_what_is_asked_for_is_what_the_mesh_divides(asked, ways, batch, prefill):
-    assert Seats.of(asked, 99, mesh(fsdp=ways)) == (batch, prefill, 99)
+    assert Seats.of(asked, 99, mesh(fsdp=ways)) == (batch, prefill, 99, ways)
+
+
+def test_rows_are_dealt_to_all_devices_and_let_in_where_they_sit():
+    """What is prefilled on a device stays there, whatever is free."""
+    seats = Seats.of(32, 99, mesh(fsdp=4))
+    assert (seats.prefill, seats.dealt(range(32))[:6]) == (8, [0, 8, 16, 24, 1, 9])
+    places = seats.dealt([0, 1, 2, 3, 4, 9, 30])
+    assert places == [0, 9, 30, 1, 2, 3, 4]
+    newcomers = [(place, Prompt(str(place), [1] * (40 - place), 0)) for place in places]
+    groups = list(sampling._admissions(newcomers, seats))
+    assert [sorted(place for place, _ in group.values()) for group in groups] == [[3, 4, 9, 30], [1, 2], [0]]
+    for group in groups:
+        assert all(seats.part_of(place) == number // 2 for number, (place, _) in group.items())
+        assert len(group) <= 8 and set(group) <= set(range(8))
 
 
 def test_lack_of_memory_is_an_error_with_advice(random_model, monkeypatch):

@@ -95,6 +95,16 @@ def test_refining_fits_with_the_batch_that_is_chosen(device):
     assert decode.temporary < of_layer
 
 
+@pytest.mark.parametrize("device, mesh", [("h100:8", "auto"), pytest.param("v5e:8", "auto", marks=pytest.mark.slow)])
+def test_refining_over_devices_fits_with_the_batch_that_is_chosen(device: str, mesh: str):
+    """Prompts stay on the devices that prefill them: gathered on each, those of 8B took 7 GiB and more."""
+    plan = plan_refine(setting(QWEN3_8B, device, mesh), None, 1024, 8192, temperature=0.6, search=False)
+    assert plan.fits, plan.text()
+    admit = next(step.program for step in plan.steps if step.program.name == "admit")
+    of_prompts = 2 * 36 * 8 * 128 * 2 * 1024 * (plan.rows // 4)
+    assert sum(found.size for found in collectives(admit.text).values()) < of_prompts + 2 * 2 * 8.2e9
+
+
 def test_decoding_over_devices_moves_no_cache():
     """Qwen3-8B on four v5p, heads cut: 64 rows of 8,192 took 112 GiB of temporaries."""
     here = setting(QWEN3_8B, "v5p:4", "tensor=4")
