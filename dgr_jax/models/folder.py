@@ -1,12 +1,17 @@
-"""Where a model lies, and what its folder says: a local one, or a hub repository that is fetched into the cache."""
+"""Where a model lies, and what its folder says: a local one, or one that is fetched into a cache from the hub or gs://."""
 
 import hashlib
 import pathlib
+import shutil
+import tempfile
 from typing import Any
+
+from absl import logging
+from etils import epath
 
 from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.models.config import ModelConfig
-from dgr_jax.run.files import fingerprint_file, read_json
+from dgr_jax.run.files import fingerprint_file, in_bucket, read_json, unwritable, user_cache
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What an adapter's folder is known by."""
@@ -18,16 +23,18 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
     """The folder itself, or the local copy of a hub repository (weights as safetensors, never pickles).
 
     Args:
-      path_or_hub_id: such as "models/mine" or "Qwen/Qwen3-0.6B".
+      path_or_hub_id: such as "models/mine", "gs://bucket/sft/model" or "Qwen/Qwen3-0.6B".
       weights: fetch the weights too; without them a tokenizer costs megabytes instead of gigabytes.
 
     Raises:
       UserError: neither a folder nor a repository that can be had.
     """
+    name = str(path_or_hub_id)
+    if in_bucket(name):
+        return _copied(epath.Path(name), weights=weights)
     folder = pathlib.Path(path_or_hub_id)
     if folder.is_dir():
         return folder
-    name = str(path_or_hub_id)
     if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise UserError(
             f"model folder {name} does not exist; give a Hugging Face folder or a hub id such as Qwen/Qwen3-0.6B"
@@ -40,6 +47,34 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
     except Exception as error:  # the hub client raises many kinds for "cannot be had"; all mean the same here
         where = f"model {name}: no such folder, and the hub says"
         raise UserError(f"{where}: {reason_of(error)}; check the name, or give a folder") from error
+
+
+def _copied(source: epath.Path, *, weights: bool) -> pathlib.Path:
+    """The local copy of a folder in a bucket, in the user's cache; made anew when the files there have changed."""
+    suffixes = (*TOKENIZER_SUFFIXES, *([".safetensors"] if weights else []))
+    found = [file for file in source.iterdir() if file.suffix in suffixes] if source.is_dir() else []
+    if not found:
+        raise UserError(f"model folder {source} does not exist, or is empty; give a folder that `sft` or you wrote")
+    stats = [(file.name, stat.length, stat.mtime) for file in sorted(found) for stat in (file.stat(),)]
+    name = hashlib.sha256(repr((str(source), stats)).encode()).hexdigest()
+    folder = user_cache() / "models" / name[:32]
+    if not folder.is_dir():
+        logging.warning("%s: fetched into %s", source, folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
+            for file in found:
+                with file.open("rb") as there, (work / file.name).open("wb") as here:
+                    shutil.copyfileobj(there, here, 1 << 24)
+            try:
+                work.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                shutil.rmtree(work)  # another process was quicker
+        except OSError as error:
+            raise unwritable(folder, error) from error
+    return folder
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Compilation: a cache of it on disk, and how long it took, so that it can be told from what runs."""
 
-import os
 import pathlib
 
 import jax
 from etils import epath
 
 from dgr_jax.errors import UserError
+from dgr_jax.run.files import user_cache
 
 OFF = "off"
 AUTO = "auto"
@@ -58,4 +58,4 @@ def use_cache(asked: str) -> None:
 
 def usual_cache() -> pathlib.Path:
     """The folder in the user's own cache."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "dgr_jax" / "compiled"
+    return user_cache() / "compiled"

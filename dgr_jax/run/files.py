@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,6 +100,11 @@ def whole_folder(path: epath.PathLike, completed_by: str) -> Iterator[epath.Path
 
 def _exists(folder: epath.Path) -> UserError:
     return UserError(f"{folder} exists already; choose another place, or delete it")
+
+
+def user_cache() -> pathlib.Path:
+    """The folder in the user's own cache for what can be had again."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "dgr_jax"
 
 
 def in_bucket(path: epath.PathLike) -> bool:

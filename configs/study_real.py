@@ -1,0 +1,32 @@
+"""A study of a real model: DGR beside vanilla SFT, at two learning rates and two seeds. Not yet run on hardware.
+
+python scripts/study.py --config=configs/study_real.py --output=runs/study --config.models.target=Qwen/Qwen3-0.6B
+
+Suites lie in the working directory, as docs/evaluation.md names them; a study takes one of problems, one of harmful and
+one of benign requests, and leaves their prompts out of the training rows. --mesh and --hosts spread everything over
+devices and hosts; with --engine=openai --base_url=URL a server has the base model, and what is refined is asked of it.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Fields as configs/tiny.py explains them; `batch_size` None takes as many rows as memory holds."""
+    return ml_collections.ConfigDict(
+        {
+            "title": "DGR on a real model",
+            "models": {"target": "Qwen/Qwen3-0.6B"},
+            "dtype": "bfloat16",
+            "sources": {"star1": {"spec": "star1"}},
+            "template": None,
+            "judge": None,
+            "refine": {"scaffold": None, "attempts": 1, "max_new_tokens": 4096},
+            "recipe": {"epochs": 5, "batch_size": 8, "row_length": 8192, "remat": "full", "checkpoint_every": 50},
+            "defaults": {"source": ["star1"], "benign": [True], "seed": [0, 1]},
+            "grids": ({"dose": [0.0, 1.0], "learning_rate": [1e-5, 5e-5]},),
+            "suites": ({"spec": "gsm8k:gsm8k_test.jsonl"}, {"spec": "xstest:xstest_prompts.csv"}),
+            "decoding": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 4096},
+            "samples_per_item": 1,
+            "batch_size": ml_collections.config_dict.placeholder(int),
+        }
+    )
