@@ -1,4 +1,4 @@
-"""DGR for DeepSeek-R1-Distill-Qwen-32B on a v5p-64 slice: full fine-tuning, Safety-Tax's recipe. Not yet run on hardware.
+"""DGR for R1-Distill-Qwen-32B on a v5p-64 slice: full fine-tuning, Safety-Tax's recipe. Not yet run on hardware.
 
 M=deepseek-ai/DeepSeek-R1-Distill-Qwen-32B  R=gs://BUCKET/r1_qwen_32b  F="--mesh=fsdp=8,tensor=4 --hosts=auto"
 python scripts/refine.py --model=$M --input=star1 --output=$R/refined --exclude=strongreject:strongreject.csv \\
