@@ -14,7 +14,7 @@ RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 # What the parity tests run on, beside the newest release, which constraints.txt has.
 OLDEST_TRANSFORMERS := 5.21.0
 
-.PHONY: demo test test-parity test-servers test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
+.PHONY: demo test test-parity test-servers test-notebooks test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -32,6 +32,9 @@ test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest a
 
 test-servers: .venv/servers/installed  ## evaluate and refine through real servers, transformers' and llama.cpp's, on the embedded model.
 	.venv/servers/bin/python -m pytest -m servers tests/servers
+
+test-notebooks: .venv/notebooks/installed  ## The notebooks, executed whole with the embedded model in Qwen3's place.
+	.venv/notebooks/bin/python -m pytest -m notebooks tests/notebooks
 
 test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
 	KILLS=$(KILLS) COMMANDS="$(COMMANDS)" $(BIN)/python -m pytest -m interruptions tests/interruptions
@@ -97,6 +100,11 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 .venv/servers/installed: .venv/parity .venv/servers/pyvenv.cfg
 	.venv/servers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		'transformers[serving]' xllamacpp gguf
+	@touch $@
+
+.venv/notebooks/installed: .venv/parity .venv/notebooks/pyvenv.cfg
+	.venv/notebooks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		nbclient ipykernel
 	@touch $@
 
 # In .venv itself JAX would look for a TPU and a GPU whenever it starts.

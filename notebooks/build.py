@@ -1,0 +1,297 @@
+"""Writes the notebooks of this folder, which have most of their cells in common: python notebooks/build.py"""
+
+import json
+import pathlib
+import textwrap
+from typing import NamedTuple
+
+HERE = pathlib.Path(__file__).parent
+
+
+class Place(NamedTuple):
+    """Where a notebook is opened.
+
+    Attributes:
+      name: as people call it.
+      device: what it lends.
+      output: a folder that outlives the session.
+      keep: how it comes to be there, as code.
+      mesh: how the model lies on the device's chips.
+      figures: minutes and GiB of the cells, by `scripts/plan.py`.
+    """
+
+    name: str
+    device: str
+    output: str
+    keep: str
+    mesh: str
+    figures: str
+
+
+COLAB = Place(
+    "Colab",
+    "a TPU v5e-1",
+    "/content/drive/MyDrive/dgr",
+    """
+    if importlib.util.find_spec("google.colab"):
+        from google.colab import drive
+
+        drive.mount("/content/drive")
+    """,
+    "auto",
+    """
+    | cell | worst moment, GiB of 15.75 | minutes at a third of the data sheet's speed |
+    |---|---|---|
+    | score | 1.2 | under 1, and 1 to compile |
+    | refine | 14.1 | 3, and 1 to compile |
+    | fine-tune | 9.5 | 2, and 1 to compile |
+    | evaluate, each time | 14.1 | 4, and 1 to compile |
+    """,
+)
+KAGGLE = Place(
+    "Kaggle",
+    "a TPU v5e-8",
+    "/kaggle/working/dgr",
+    """
+    # What is in /kaggle/working stays with a saved version; with "Persistence: Files only" between sessions, too.
+    """,
+    "fsdp=8",
+    """
+    | cell | worst moment, GiB of 15.75 a chip | minutes at a third of the data sheet's speed |
+    |---|---|---|
+    | score | 0.4 | under 1, and 1 to compile |
+    | refine | 13.2 | 1, and 1 to compile |
+    | fine-tune | 2.3 | 1, and 2 to compile |
+    | evaluate, each time | 13.2 | 1, and 1 to compile |
+    """,
+)
+
+
+def cells(place: Place) -> list[tuple[str, str, str]]:
+    """Kind, text and tag of each cell."""
+    said = textwrap.dedent(place.figures).strip()
+    return [
+        (
+            "markdown",
+            f"""
+# DGR on {place.name}: safety alignment in the model's own words
+
+[Distribution-Grounded Refinement](https://arxiv.org/abs/2602.02136) of 100 rows of STAR-1 for Qwen3-0.6B, from the
+first score to a tuned model that `transformers` loads, on {place.device}. Before that, the whole study on a toy model.
+
+Nothing is asked of you but the address below: no token, no restart, no PyTorch; the JAX that is installed stays as it
+is. Everything is written to `OUTPUT`. If the session ends, or a cell is interrupted, open the notebook again and run it
+from the top: what is finished is not done again, and what was begun goes on.
+
+What it takes, as planned by the TPU's own compiler (**not yet run on hardware**):
+
+{said}
+
+100 rows show how it goes. They are no evidence: look at the intervals.
+""",
+            "",
+        ),
+        (
+            "code",
+            f"""
+REPOSITORY = ""  # the git address, or the folder, that you have dgr_jax from
+OUTPUT = "{place.output}"
+MODEL = "Qwen/Qwen3-0.6B"  # a hub id, or a folder
+SOURCE, ROWS = "star1", 100  # training rows: see docs/data_formats.md
+RECIPE = {{"config": "configs/qwen3_0_6b.py", "config.epochs": 3}}
+STUDY = "configs/tiny.py"
+NEW_TOKENS = 2048
+SUITES = {{
+    "gsm8k": "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/test.jsonl",
+    "xstest": "https://raw.githubusercontent.com/paul-rottger/xstest/main/xstest_prompts.csv",
+}}
+LIMIT = 60  # prompts of each suite
+""",
+            "parameters",
+        ),
+        (
+            "code",
+            f"""
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.request
+
+from IPython.display import HTML, display
+
+{textwrap.dedent(place.keep).strip()}
+out = pathlib.Path(OUTPUT)
+out.mkdir(parents=True, exist_ok=True)
+
+have = importlib.metadata.version("jax") if importlib.util.find_spec("jax") else "none"
+if have == "none" or tuple(map(int, have.split(".")[:3])) < (0, 11, 1):
+    raise RuntimeError(f"this runtime has JAX {{have}}, and 0.11.1 is needed: choose a newer one. Nothing was changed.")
+
+if not REPOSITORY:
+    raise RuntimeError("set REPOSITORY, above, to the git address or the folder that you have dgr_jax from")
+repository = pathlib.Path(REPOSITORY)
+if not repository.is_dir():
+    repository = pathlib.Path("dgr_jax").resolve()
+    if not repository.is_dir():
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(repository)], check=True)
+os.chdir(repository)
+if not importlib.util.find_spec("dgr_jax"):
+    # Held where they are, so that pip says so rather than change them.
+    held = [name for name in ("jax", "jaxlib", "libtpu") if importlib.util.find_spec(name)]
+    pins = out / "held.txt"
+    pins.write_text("".join(f"{{name}}=={{importlib.metadata.version(name)}}\\n" for name in held))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", f"--constraint={{pins}}", "--editable", ".[eval]"]
+    subprocess.run(install, check=True)
+    sys.path += [str(repository), str(repository / "kernels")]
+
+
+def run(command, *more, **flags):
+    \"\"\"Runs a script of the repository; each is a process of its own, because a TPU serves one at a time.\"\"\"
+    pairs = [(name, value) for name, v in flags.items() for value in (v if isinstance(v, list) else [v])]
+    given = [f"--{{name}}={{value}}" for name, value in pairs]
+    line = [f"scripts/{{command}}.py", *map(str, more), *given]
+    print("python", *line, flush=True)
+    piped = {{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}}
+    with subprocess.Popen([sys.executable, *line], **piped) as process:
+        for text in process.stdout:
+            print(text, end="", flush=True)
+    if process.returncode:
+        raise RuntimeError(f"{{command}} ended with {{process.returncode}}: what it says is above")
+
+
+print("JAX", have, "in Python", sys.version.split()[0])
+""",
+            "setup",
+        ),
+        ("markdown", "## The whole method on a toy model\n\nThree minutes of a model of 2.3 million parameters.", ""),
+        (
+            "code",
+            """
+run("study", config=STUDY, output=out / "toy")
+display(HTML((out / "toy" / "report.html").read_text()))
+""",
+            "study",
+        ),
+        (
+            "markdown",
+            "## How far are the rows from the model?\n\nEach token of STAR-1's words is coloured by how much it "
+            "surprises the model.",
+            "",
+        ),
+        (
+            "code",
+            f"""
+from dgr_jax import write_traces
+from dgr_jax.data.sources import load_source
+
+rows = out / "rows.jsonl"
+if not rows.exists():
+    write_traces(rows, load_source(SOURCE)[:ROWS])
+MESH = "{place.mesh}"
+run("score", model=MODEL, input=rows, output=out / "scores", mesh=MESH, token_scores="true")
+run("shift", model=MODEL, inputs=rows, output=out / "shift_before", mesh=MESH, show=10)
+display(HTML((out / "shift_before" / "report.html").read_text()))
+""",
+            "score",
+        ),
+        (
+            "markdown",
+            "## The model rewrites them in its own voice\n\nA row whose rewrite fails the filter keeps its original. "
+            "The table says how many did, and why.",
+            "",
+        ),
+        (
+            "code",
+            """
+refined = out / "refined" / "refined.jsonl"
+run("refine", model=MODEL, input=rows, output=out / "refined", mesh=MESH, max_new_tokens=NEW_TOKENS)
+run("show", model=MODEL, input=refined, limit=2)  # tokens, and which of them are trained on
+run("shift", model=MODEL, inputs=f"{rows},{refined}", output=out / "shift_after", mesh=MESH, show=10)
+display(HTML((out / "shift_after" / "report.html").read_text()))
+""",
+            "refine",
+        ),
+        ("markdown", "## Fine-tuning", ""),
+        (
+            "code",
+            """
+run("sft", model=MODEL, input=refined, output=out / "sft", mesh=MESH, **RECIPE)
+tuned = out / "sft" / "model"
+""",
+            "sft",
+        ),
+        ("markdown", "## Before and after, with intervals\n\nThe same prompts for both, and so a test by pairs.", ""),
+        (
+            "code",
+            """
+suites = []
+for reader, place in SUITES.items():
+    file = out / pathlib.PurePosixPath(place).name
+    if not file.exists():
+        with urllib.request.urlopen(place) as answer:
+            file.write_bytes(answer.read())
+    suites.append(f"{reader}={reader}:{file}")
+how = {"suite": suites, "limit": LIMIT, "max_new_tokens": NEW_TOKENS, "mesh": MESH}
+run("evaluate", model=MODEL, output=out / "eval_before", **how)
+run("evaluate", model=tuned, output=out / "eval_after", **how)
+run("table", out / "eval_before", out / "eval_after")
+run("compare", out / "eval_before", out / "eval_after")
+""",
+            "evaluate",
+        ),
+        ("markdown", "## The tuned model is a Hugging Face folder", ""),
+        (
+            "code",
+            """
+import transformers
+
+tokenizer = transformers.AutoTokenizer.from_pretrained(tuned)
+print(transformers.AutoConfig.from_pretrained(tuned).architectures, *sorted(file.name for file in tuned.iterdir()))
+question = [{"role": "user", "content": "What is 17 + 25?"}]
+prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+if importlib.util.find_spec("torch"):  # where the runtime has it
+    model = transformers.AutoModelForCausalLM.from_pretrained(tuned)
+    given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    print(tokenizer.decode(model.generate(**given, max_new_tokens=64, do_sample=False)[0]))
+else:
+    import safetensors
+
+    for file in sorted(tuned.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            print(file.name, len(opened.keys()), "tensors; this runtime has no PyTorch to run them with transformers")
+""",
+            "export",
+        ),
+    ]
+
+
+def notebook(place: Place) -> str:
+    """The file's content."""
+    made = []
+    for number, (kind, text, tag) in enumerate(cells(place)):
+        lines = text.strip("\n").splitlines(keepends=True)
+        cell = {
+            "cell_type": kind,
+            "id": f"cell-{number:02d}",
+            "metadata": {"tags": [tag]} if tag else {},
+            "source": lines,
+        }
+        made.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    if place is COLAB:
+        about |= {"accelerator": "TPU", "colab": {"gpuType": "V5E1", "provenance": []}}
+    return (
+        json.dumps({"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}, indent=1, sort_keys=True)
+        + "\n"
+    )
+
+
+NOTEBOOKS = {"dgr_colab.ipynb": COLAB, "dgr_kaggle.ipynb": KAGGLE}
+
+if __name__ == "__main__":
+    for name, place in NOTEBOOKS.items():
+        (HERE / name).write_text(notebook(place))
