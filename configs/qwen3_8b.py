@@ -14,9 +14,9 @@ done
 python scripts/compare.py $R/eval_star1 $R/eval_refined
 
 What it takes, by `scripts/plan.py --device=h100:8`, with speeds at the data sheet's, of which people reach a third to
-a half: fine-tuning, 8 rows of 8,192 tokens at a time, 21.8 of 59.3 GiB a device, 115,000 tokens a second; 22 seconds
-for the 2.5 million tokens of five epochs of STAR-1; refining with up to 8,192 new tokens, 288 rows at a time, 50.6 of
-59.3 GiB, 15,100 tokens a second.
+a half: fine-tuning, 8 rows of 8,192 tokens at a time, 21.8 of 59.3 GiB a device, 115,000 tokens a second; 30 seconds
+for the 1.9 million tokens of five epochs of STAR-1 and 44 % of padding; refining with up to 8,192 new tokens, 288 rows
+at a time, 50.6 of 59.3 GiB, 15,100 tokens a second.
 """
 
 import pathlib

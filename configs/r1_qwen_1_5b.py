@@ -14,9 +14,9 @@ done
 python scripts/compare.py $R/eval_star1 $R/eval_refined
 
 What it takes, by `scripts/plan.py --device=v5e:8`, with speeds at the data sheet's, of which people reach a third to a
-half: fine-tuning, 8 rows of 8,192 tokens at a time, 5.3 of 15.8 GiB a device, 107,000 tokens a second; 25 seconds for
-the 2.5 million tokens of five epochs of STAR-1; refining with up to 8,192 new tokens, 384 rows at a time, 13.3 of 15.8
-GiB, 9,100 tokens a second.
+half: fine-tuning, 8 rows of 8,192 tokens at a time, 5.3 of 15.8 GiB a device, 107,000 tokens a second; 32 seconds for
+the 1.9 million tokens of five epochs of STAR-1 and 44 % of padding; refining with up to 8,192 new tokens, 384 rows at
+a time, 13.3 of 15.8 GiB, 9,100 tokens a second.
 """
 
 import pathlib

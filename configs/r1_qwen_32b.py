@@ -15,9 +15,10 @@ python scripts/compare.py $R/eval_star1 $R/eval_refined
 
 What it takes, by `scripts/plan.py --device=v5p:4x4x2 --mesh=fsdp=8,tensor=4`, with speeds at the data sheet's, of
 which people reach a third to a half: fine-tuning, 8 rows of 8,192 tokens at a time, 21.8 of 95.7 GiB a device, 53,000
-tokens a second; 47 seconds for the 2.5 million tokens of five epochs of STAR-1; refining with up to 8,192 new tokens,
-1,120 rows at a time, 85.7 of 95.7 GiB, 30,800 tokens a second. The slice is 32 chips on eight hosts: the same command
-on each (docs/pods.md). Rows lie over eight devices, which a step of eight traces fills, and weights over all.
+tokens a second; 65 seconds for the 1.9 million tokens of five epochs of STAR-1 and 44 % of padding; refining with up
+to 8,192 new tokens, 1,120 rows at a time, 85.7 of 95.7 GiB, 30,800 tokens a second. The slice is 32 chips on eight
+hosts: the same command on each (docs/pods.md). Rows lie over eight devices, which a step of eight traces fills, and
+weights over all.
 """
 
 import pathlib

@@ -20,7 +20,8 @@ _LOSS = "validation_loss"
 class CheckpointStore:
     """Numbered checkpoints of one run; a checkpoint is whole or absent.
 
-    All hosts write them, each its share, into a folder that all of them see.
+    They are written in the background, by all hosts, each its share, into a folder that all of them see. What goes wrong
+    there is said at the next call.
 
     Args:
       folder: local path or gs://; made if absent.
@@ -38,8 +39,8 @@ class CheckpointStore:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
             best_fn=(lambda metrics: metrics[_LOSS]) if losses else None,  # without it Orbax keeps no metrics
-            # In the background, Orbax (0.12.8) waits without end for a directory that a full disk refuses.
-            enable_async_checkpointing=False,
+            # Made in the background too, Orbax (0.12.8) waits without end for one that a full disk refuses.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=True,
         )
         try:
@@ -59,8 +60,30 @@ class CheckpointStore:
         return min(losses, key=losses.__getitem__) if losses else None
 
     def close(self) -> None:
-        """Ends what Orbax does in the background."""
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._naming():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    def _settle(self) -> None:
+        with self._naming():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            with _silent_threads():
+                yield
+        except Exception as error:
+            if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
+                raise
+            raise unwritable(self._folder, error) from error
 
     def restore_latest(self, like: Any) -> tuple[int, Any]:
         """The newest checkpoint that can be read, and its step; `(0, like)` where there is none.
@@ -73,6 +96,7 @@ class CheckpointStore:
         Raises:
           UserError: a checkpoint does not fit `like`, or there are some and none can be read.
         """
+        self._settle()
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self.restore(step, like)
@@ -90,7 +114,7 @@ class CheckpointStore:
         return 0, like
 
     def save(self, step: int, state: Any, loss: float | None = None) -> None:
-        """Saves a pytree of arrays under a step number.
+        """Saves a pytree of arrays under a step number; they may be given up on return, and are written on `close`.
 
         Args:
           step: above all that are there.
@@ -98,20 +122,15 @@ class CheckpointStore:
           loss: by which the best one is known, of a store that keeps losses.
 
         Raises:
-          UserError: it cannot be written; the checkpoints before it are untouched.
+          UserError: it, or the one before, cannot be written; the checkpoints before that are untouched.
         """
         metrics = None if loss is None else {_LOSS: loss}
-        try:
-            with _silent_threads():
-                for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
-                    self._manager.delete(damaged)
-                    self._damaged.remove(damaged)
-                saved = self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
-                self._manager.wait_until_finished()
-        except Exception as error:
-            if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
-                raise
-            raise unwritable(self._folder / str(step), error) from error
+        self._settle()
+        with self._naming():
+            for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
+                self._manager.delete(damaged)
+                self._damaged.remove(damaged)
+            saved = self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} beside {self._manager.all_steps()}")
 
