@@ -30,7 +30,7 @@ test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest a
 	$(BIN)/python -m pytest -m parity tests/parity
 	$(QUICK) TRANSFORMERS=$(OLDEST_TRANSFORMERS) .venv/oldest/bin/python -m pytest -m parity tests/parity
 
-test-servers: .venv/servers/installed  ## evaluate and refine through real servers, transformers' and llama.cpp's, on the embedded model.
+test-servers: .venv/servers/installed  ## Through real servers, transformers' and llama.cpp's, and a local bucket, on the embedded model.
 	.venv/servers/bin/python -m pytest -m servers tests/servers
 
 test-notebooks: .venv/notebooks/installed  ## The notebooks, executed whole with the embedded model in Qwen3's place.
@@ -99,7 +99,7 @@ runs/tiny_lrm_seed1/model: | .venv/installed
 
 .venv/servers/installed: .venv/parity .venv/servers/pyvenv.cfg
 	.venv/servers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		'transformers[serving]' xllamacpp gguf
+		'transformers[serving]' xllamacpp gguf gcsfs gcp-storage-emulator
 	@touch $@
 
 .venv/notebooks/installed: .venv/parity .venv/notebooks/pyvenv.cfg

@@ -122,7 +122,8 @@ def _naming(place: epath.Path) -> Iterator[None]:
 
 def unwritable(place: epath.PathLike, error: Exception) -> UserError:
     """The error for a place that cannot be written."""
-    reason, advice = shortage(error) or (getattr(error, "strerror", None) or error, "give a writable folder")
+    advice = "see that the bucket is there and that this account has rights to write" if in_bucket(place) else ""
+    reason, advice = shortage(error) or (getattr(error, "strerror", None) or error, advice or "give a writable folder")
     return UserError(f"cannot write {place}: {reason}; {advice}")
 
 

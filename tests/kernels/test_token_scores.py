@@ -17,6 +17,9 @@ IMPLEMENTATIONS = ("reference", "chunked", "tpu", "gpu")
 DTYPE = {"reference": jnp.float32, "chunked": jnp.float32, "tpu": jnp.float32, "gpu": jnp.bfloat16}
 TUNING = {"tpu": tpu.TpuTuning(128, 128), "gpu": gpu.GpuTuning(parts=2, stages=2, chunk_elements=256 * 128)}
 SCORE = dict(most=2e-6, all_within=1e-5)
+ENTROPY = dict(most=4e-6, all_within=1e-5)
+"""It moves by p (logit - mean) where a logit does: by up to three times the rounding of the likely ones (2.6e-6 was
+seen), which depends on how a processor adds up a matmul."""
 GRADIENT = {jnp.float32: dict(most=5e-6, all_within=2e-5), jnp.bfloat16: dict(most=5e-3, all_within=1e-2)}
 """A float32 logit between 16 and 32 is rounded by up to 1e-6, and its softmax weight by as much in proportion."""
 
@@ -60,8 +63,9 @@ def check(implementation, T, D, V, dtype=None, seeds=(0,)):
         log_prob, log_sum_exp, greedy, entropy, *expected = token_scores_in_float64(*arrays, *factors)
         np.testing.assert_array_equal(scores.is_greedy, greedy)
         assert scores.is_greedy[::3].all()
-        for found, value in ((scores.log_prob, log_prob), (scores.log_sum_exp, log_sum_exp), (scores.entropy, entropy)):
+        for found, value in ((scores.log_prob, log_prob), (scores.log_sum_exp, log_sum_exp)):
             assert_mostly_close(found, value, **SCORE)
+        assert_mostly_close(scores.entropy, entropy, **ENTROPY)
         for found, value in zip(gradients, expected, strict=True):
             assert_mostly_close(found, value, **GRADIENT[dtype])
 
