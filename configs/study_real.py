@@ -8,6 +8,7 @@ devices and hosts; with --engine=openai --base_url=URL a server has the base mod
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -27,6 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
             "suites": ({"spec": "gsm8k:gsm8k_test.jsonl"}, {"spec": "xstest:xstest_prompts.csv"}),
             "decoding": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 4096},
             "samples_per_item": 1,
-            "batch_size": ml_collections.config_dict.placeholder(int),
+            "batch_size": config_dict.placeholder(int),
         }
     )

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dgr_jax.errors import UserError, memory_advice
 from dgr_jax.generation.decode import DecodeState, programs, seen
@@ -207,6 +208,7 @@ class Sampler:
             state = self._empty(B, S)
             run = programs(Placement.of(state) if self._mesh is not None else None)
             apart, length = self.model.apart(), np.ones(B, np.int32)
+            everywhere = NamedSharding(self._mesh, PartitionSpec()) if self._mesh is not None else None
             seated: list[Prompt | None] = [None] * B
             while queue or any(seated):
                 free = seats.dealt(place for place in range(B) if seated[place] is None)
@@ -214,12 +216,13 @@ class Sampler:
                 for place, row in newcomers:
                     seated[place], length[place] = row, len(row.token_ids)
                 for group in _admissions(newcomers, seats):
-                    state = run.admit(self.model, state, *self._seated(group, seats, decoding, seed))
+                    admitted = put_rows(self._seated(group, seats, decoding, seed), everywhere)
+                    state = run.admit(self.model, state, *admitted)
                 # Until so many are done that a prefill is full.
                 state = run.decode(
                     apart,
                     state,
-                    np.int32(min(B, len(free) - len(newcomers) + P)),
+                    put_rows(np.int32(min(B, len(free) - len(newcomers) + P)), everywhere),
                     eos=self._eos_token_ids,
                     most_steps=_STEPS_BETWEEN_STOPS if stop else decoding.max_new_tokens,
                     temperature=decoding.temperature,

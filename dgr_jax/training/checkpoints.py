@@ -20,8 +20,8 @@ _LOSS = "validation_loss"
 class CheckpointStore:
     """Numbered checkpoints of one run; a checkpoint is whole or absent.
 
-    They are written in the background, by all hosts, each its share, into a folder that all of them see. What goes wrong
-    there is said at the next call.
+    They are written in the background, by all hosts, each its share, into a folder that all of them see. What goes
+    wrong there is said at the next call.
 
     Args:
       folder: local path or gs://; made if absent.

@@ -91,7 +91,7 @@ class Training:
             placement = Placement.of((self.weights.trained, self._moments))
         self._step = compiled_step(adamw, recipe.remat, recipe.compute_dtype, placement)
         drops = recipe.lora is not None and recipe.lora.dropout
-        self._key = jax.random.key(recipe.seed) if drops else None
+        self._key = jax.random.key_data(jax.random.key(recipe.seed)) if drops else None
 
     def step(self, number: int, rows: PackedRows, rate: float) -> dict[str, float]:
         """Moves on by a step; what it measured.
@@ -101,11 +101,12 @@ class Training:
           rows: [accumulation, B, ...].
           rate: of learning.
         """
-        key = None if self._key is None else jax.random.key_data(jax.random.fold_in(self._key, number))
+        rate_here = jax.device_put(np.float32(rate))
+        key = None if self._key is None else _folded(self._key, jax.device_put(np.int32(number)))
         trained, base = self.weights
-        trained, self._moments, measured = self._step(trained, self._moments, base, rows, np.float32(rate), key)
+        trained, self._moments, measured = self._step(trained, self._moments, base, rows, rate_here, key)
         self.weights = Weights(trained, base)
-        return {name: float(value) for name, value in measured.items()}
+        return {name: float(value) for name, value in jax.device_get(measured).items()}
 
     @property
     def leaves(self) -> list[jax.Array]:

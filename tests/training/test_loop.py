@@ -145,7 +145,8 @@ def test_after_a_kill_training_goes_on_bit_for_bit(random_model, sequences, tmp_
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(metrics(folder)) == 5
     resumed = tune(random_model, sequences, folder=folder, checkpoint_every=2)
-    assert [row["step"] for row in resumed.history] == [4, 5]
+    # The newest was being written in the background: the run goes on from it, or from the one before.
+    assert [row["step"] for row in resumed.history] in ([4, 5], [2, 3, 4, 5])
     assert metrics(folder) == metrics(tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(resumed.model), strict=True):
         np.testing.assert_array_equal(a, b)
