@@ -150,6 +150,9 @@ def _fetched(value: jax.Array, layer: int | None, dtype: jnp.dtype, wanted: bool
         return np.asarray((value if layer is None else value[layer]).astype(dtype)) if wanted else None
     everywhere = NamedSharding(value.sharding.mesh, PartitionSpec())  # pyright: ignore[reportAttributeAccessIssue]
     whole = _one_layer(everywhere)(value, None if layer is None else np.int32(layer), dtype=dtype)
+    # Waited for where it is not wanted, too: hosts that run ahead hold many at a time, and on CPUs, whose programs
+    # overlap, meet the others in the wrong one.
+    whole.block_until_ready()
     return np.asarray(whole.addressable_data(0)) if wanted else None
 
 
