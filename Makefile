@@ -34,10 +34,10 @@ test-servers: .venv/servers/installed  ## Through real servers, transformers' an
 	.venv/servers/bin/python -m pytest -m servers tests/servers
 
 test-notebooks: .venv/notebooks/installed  ## The notebooks, executed whole with the embedded model in Qwen3's place.
-	.venv/notebooks/bin/python -m pytest -m notebooks tests/notebooks
+	.venv/notebooks/bin/python -m pytest -m '$(or $(NOTEBOOKS),notebooks)' tests/notebooks
 
 test-interruptions: .venv/installed  ## Signals, kills, full disks and other troubles, command by command; KILLS=1000 for all.
-	KILLS=$(KILLS) COMMANDS="$(COMMANDS)" $(BIN)/python -m pytest -m interruptions tests/interruptions
+	KILLS=$(KILLS) COMMANDS="$(COMMANDS)" $(BIN)/python -m pytest -m '$(or $(INTERRUPTIONS),interruptions)' tests/interruptions
 
 fuzz: .venv/installed  ## Damaged inputs of every kind; FUZZ=1000 for a tenth of them.
 	FUZZ=$(or $(FUZZ),10080) $(BIN)/python -m pytest -m fuzz tests/fuzz

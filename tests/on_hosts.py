@@ -1,10 +1,11 @@
-"""A script on two hosts: two processes with four virtual devices each."""
+"""A script on several hosts: processes with some of eight virtual devices each."""
 
+import concurrent.futures
 import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tests.calling import REPO, environment
@@ -39,31 +40,54 @@ def on_two_hosts(
     """Runs a script in two processes with their own arguments; the first can write files up to a size, or is `watched`
     by tests/interruptions/child.py.
     """
+    one, two = on_hosts(script, (first, second), largest_file=largest_file, watched={0: watched})
+    return one, two
+
+
+def on_hosts(
+    script: str,
+    arguments: Sequence[Sequence[str]],
+    *,
+    devices: int = 8,
+    largest_file: int | None = None,
+    watched: Mapping[int, Sequence[str]] | None = None,
+) -> list[Ended]:
+    """Runs a script in as many processes as there are arguments, among which the devices are divided.
+
+    Args:
+      script: its name.
+      arguments: of each process.
+      devices: of all together.
+      largest_file: bytes of a file that the first can write.
+      watched: by tests/interruptions/child.py, which takes these arguments; by process.
+    """
 
     def limit() -> None:
         if largest_file:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    count = len(arguments)
+    flags = f"--xla_force_host_platform_device_count={devices // count} --xla_backend_optimization_level=0"
     port = free_port()
     processes = [
         subprocess.Popen(
             [
-                sys.executable, *(() if index else watched), str(REPO / "scripts" / f"{script}.py"), *arguments,
-                f"--hosts=localhost:{port},2,{index}",
+                sys.executable, *(watched or {}).get(index, ()), str(REPO / "scripts" / f"{script}.py"), *own,
+                f"--hosts=localhost:{port},{count},{index}",
             ],
             env=environment(XLA_FLAGS=flags), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=None if index else limit,
         )
-        for index, arguments in enumerate((first, second))
+        for index, own in enumerate(arguments)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=240) for process in processes]
+        # At the same time: one whose pipe is full would wait, and the others for it.
+        with concurrent.futures.ThreadPoolExecutor(count) as readers:
+            said = list(readers.map(lambda process: process.communicate(timeout=400), processes))
     finally:
         for process in processes:
             process.kill()
-    one, two = (Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True))
-    return one, two
+    return [Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ moves to its devices only what they hold.
 import contextvars
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, reason_of
 
 _PATIENCE = 300.0
 """Seconds that a host waits for the first one to be there; JAX's own limit for the others."""
@@ -178,6 +179,16 @@ def _gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
+_OF_ANOTHER = re.compile(
+    r"connection (closed|reset)|broken pipe|peer|heartbeat|coordination service|unavailable|nccl|gloo", re.IGNORECASE
+)
+"""What JAX's runtime says of hosts that do not answer."""
+
+
+def _tells_of_another(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and _OF_ANOTHER.search(str(error)) is not None
+
+
 def abandon(error: BaseException) -> None:
     """Ends this process at once if it is one of several: they would wait for it at their next step.
 
@@ -188,7 +199,11 @@ def abandon(error: BaseException) -> None:
     status = error.code if isinstance(error, SystemExit) else 1
     if status in (None, 0):  # an ordinary end, in which processes wait for each other
         return
-    if not isinstance(error, SystemExit):
+    if _tells_of_another(error):
+        here, reason = f"host {jax.process_index()} of {jax.process_count()}", reason_of(error)
+        advice = "see there why, and run the same command on all hosts to go on"
+        print(f"error: {here}: another host is gone ({reason}); {advice}", file=sys.stderr)
+    elif not isinstance(error, SystemExit):
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()

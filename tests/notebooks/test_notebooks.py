@@ -90,6 +90,7 @@ def test_colab(parameters, on_cpu):
     assert "Qwen3ForCausalLM" in export and "What is 17 + 25?" in export and "model.safetensors" in export
 
 
+@pytest.mark.slow
 def test_kaggle(parameters, on_cpu, monkeypatch):
     """On eight devices, which are virtual here; without the toy study, which the other has."""
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import pytest
 
 from dgr_jax.data.files import write_traces
@@ -148,3 +149,24 @@ def test_one_process_alone_is_the_writer():
     assert hosts.writes() and not hosts.several()
     assert hosts.from_writer(lambda: [1, 2]) == hosts.together(lambda: [1, 2]) == [1, 2]
     hosts.check_equal({"seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("error", "of_another"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [10.0.0.2]:1"), True),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: the coordination service found a task that is gone"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (OSError("Connection closed by peer"), False),
+    ],
+)
+def test_what_is_said_of_another_host_is_one_line(monkeypatch, capsys, error, of_another):
+    for name, value in (("process_index", 1), ("process_count", 4)):
+        monkeypatch.setattr(jax, name, lambda value=value: value)
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    ended: list[int] = []
+    monkeypatch.setattr(hosts.os, "_exit", ended.append)
+    hosts.abandon(error)
+    said = capsys.readouterr().err
+    assert ended == [1] and ("error: host 1 of 4: another host is gone (" in said) == of_another
+    assert not of_another or said.count("\n") == 1
