@@ -151,7 +151,9 @@ def _lora(said: dict[str, Any], files: TensorFiles, config: ModelConfig, folder:
     if not in_range(rank, 1, 1 << 20):
         raise UserError(f"{file}: `r` is {shown(rank)}; a whole number of 1 or more is needed")
     if not in_range(alpha, 0.0, 1e9) or not in_range(dropout, 0.0, 0.99):
-        raise UserError(f"{file}: `lora_alpha` or `lora_dropout` is no number; fetch the adapter again")
+        raise UserError(f"{file}: `lora_alpha` or `lora_dropout` is no number that it can be; fetch the adapter again")
+    if said.get("use_rslora") not in (None, False, True):
+        raise UserError(f"{file}: `use_rslora` is {shown(said['use_rslora'])}; true or false is needed")
     modules = {parameter_specs(config)[f"layers.{target}"].hf_name.split(".")[-2]: target for target in TARGETS}
     there = {part for name in files.where for part in name.split(".") if part in modules}
     listed = said.get("target_modules")

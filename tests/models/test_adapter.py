@@ -136,6 +136,7 @@ def changed(folder: pathlib.Path, **fields) -> None:
         ({"r": 5}, "lora_A.weight has shape [3, 32] instead of [5, 32]"),
         ({"r": "3"}, "`r` is '3'"),
         ({"lora_alpha": None}, "`lora_alpha`"),
+        ({"use_rslora": "false"}, "`use_rslora` is 'false'; true or false is needed"),
         ({"target_modules": ["q_proj"]}, "`target_modules` are ['q_proj'], but"),
     ],
 )
