@@ -41,7 +41,7 @@ def main(given: FlagValues) -> str:
 
     from dgr_jax.commands.inputs import Inputs
     from dgr_jax.models.adapter_files import save_adapter
-    from dgr_jax.models.folder import ADAPTER_CONFIG, fingerprint_model, load_config, local_folder, stored_dtype
+    from dgr_jax.models.folder import fingerprint_model, load_config, local_folder, stored_dtype
     from dgr_jax.models.sharding import mesh_or_none
     from dgr_jax.models.weights import default_dtype, from_pretrained, is_there, save_pretrained
     from dgr_jax.run import hosts
@@ -87,8 +87,8 @@ def main(given: FlagValues) -> str:
             if not hosts.from_writer(lambda: is_there(exported)):
                 try:
                     if (adapter := tuned.adapter) is not None:
-                        if not hosts.from_writer(lambda: is_there(beside, ADAPTER_CONFIG)):
-                            save_adapter(adapter, beside, config=config, base=folder, name=given.model)
+                        hosts.from_writer(lambda: beside.rmtree(missing_ok=True))  # of a run that was killed here
+                        save_adapter(adapter, beside, config=config, base=folder, name=given.model)
                         del start, tuned
                         # Beside the weights as they are stored: in training they may have been rounded.
                         tuned = from_pretrained(folder, dtype=stored, **how).with_adapter(adapter)

@@ -107,7 +107,10 @@ class Sampler:
             chat.check_fits(model.config.vocab_size)
         self._eos_token_ids = tuple(chat.eos_token_ids if chat else eos_token_ids)
         self.model, self._chat, self.fingerprint = model, chat, fingerprint
-        self._batch_size, self._mesh, self._show_progress = batch_size, mesh, show_progress
+        self._batch_size, self._show_progress = batch_size, show_progress
+        self._mesh = mesh if model.partition is None else model.partition.mesh
+        if mesh is not None and mesh != self._mesh:
+            raise UserError("`mesh` is another than the model lies on; load the model onto it, or leave it out")
         self.used = SeatsUsed()
         self.settings = {"dtype": model.dtype.name}
 

@@ -1,5 +1,6 @@
 """Adapters in and out of PEFT's folders: adapter_config.json and adapter_model.safetensors."""
 
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -14,7 +15,7 @@ from dgr_jax.errors import UserError, foreign, in_range, shown
 from dgr_jax.models.adapter import TARGETS, Adapter, Lora, adapter_specs
 from dgr_jax.models.arrays import hf_names, load_arrays, problems, write_arrays
 from dgr_jax.models.config import ModelConfig
-from dgr_jax.models.folder import ADAPTER_CONFIG, fingerprint_weights, local_folder
+from dgr_jax.models.folder import ADAPTER_CONFIG, local_folder
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.models.tensor_files import TensorFiles
 from dgr_jax.run import hosts
@@ -52,9 +53,8 @@ def load_adapter(
     base: pathlib.Path,
     *,
     mesh: jax.sharding.Mesh | None = None,
-    dtype: str = "float32",
 ) -> Adapter:
-    """Reads an adapter of PEFT's, or of ours.
+    """Reads an adapter of PEFT's, or of ours: float32, as PEFT keeps adapters whatever their base is in.
 
     Args:
       path_or_hub_id: its folder, or a hub id.
@@ -62,7 +62,6 @@ def load_adapter(
       base: folder of the base. An adapter that `save_adapter` wrote knows its base's weights; of one that does not, a
         name that differs is a warning.
       mesh: each matrix is cut as the weight beside it.
-      dtype: of the matrices in memory.
 
     Raises:
       UserError: no adapter, one that does more than LoRA's plain product, or one of another base.
@@ -84,7 +83,7 @@ def load_adapter(
         advice = f"; it is of another base than {base}, or not whole: give it beside its own base ({_base_name(said)})"
         raise UserError(f"{folder}: " + "; ".join(wrong[:3]) + more + advice)
     _check_base(file, said, base)
-    return Adapter(load_arrays(files, specs, mesh, jnp.dtype(dtype)), lora)
+    return Adapter(load_arrays(files, specs, mesh, jnp.dtype("float32")), lora)
 
 
 def save_adapter(adapter: Adapter, path: epath.PathLike, *, config: ModelConfig, base: pathlib.Path, name: str) -> None:
@@ -105,7 +104,7 @@ def save_adapter(adapter: Adapter, path: epath.PathLike, *, config: ModelConfig,
     modules = [weights[f"layers.{target}"].hf_name.split(".")[-2] for target in lora.targets]
     with whole_folder(path, completed_by=ADAPTER_CONFIG) as folder:
         specs = adapter_specs(config, lora)
-        about = {_BASE: fingerprint_weights(base)}
+        about = {_BASE: _fingerprint(base)}
         write_arrays(adapter.arrays, specs, folder, jnp.dtype("float32"), single=_WEIGHTS, metadata=about)
         if hosts.writes():
             said = {
@@ -174,12 +173,21 @@ def _base_name(said: dict[str, Any]) -> str:
     return shown(said.get("base_model_name_or_path"))
 
 
+def _fingerprint(base: pathlib.Path) -> str:
+    """sha256 over the names and contents of a model's tensors, in whatever files they lie."""
+    files, digest = TensorFiles(base), hashlib.sha256()
+    for name in sorted(files.where):
+        value = files.slices(name)[:]
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + value.tobytes())
+    return digest.hexdigest()
+
+
 def _check_base(file: pathlib.Path, said: dict[str, Any], base: pathlib.Path) -> None:
     with foreign(f"{file}: not a whole safetensors file", "fetch it again"):
         with safetensors.safe_open(file, framework="numpy") as opened:
             trained_on = (opened.metadata() or {}).get(_BASE)
     if trained_on is not None:
-        if trained_on != fingerprint_weights(base):
+        if trained_on != _fingerprint(base):
             raise UserError(f"{file}: was trained on other weights than {base} has; give it beside {_base_name(said)}")
         return
     name = str(said.get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2].lower()

@@ -93,7 +93,12 @@ class Decoder(nnx.Module):
         Args:
           adapter: of this architecture.
           dropout_keys: in training, a key of each layer, uint32 [L, 2]; None drops nothing.
+
+        Raises:
+          ValueError: there is one already.
         """
+        if self.lora is not None:
+            raise ValueError("the model has an adapter already; merge it first")
         beside = jax.tree.map(lambda x: x, self)
         for name, array in adapter.arrays.items():
             setattr(beside.layers, name, nnx.Param(array))
@@ -255,7 +260,7 @@ class Decoder(nnx.Module):
         a, b = (getattr(layer, side)[...] for side in side_names(name))
         if hasattr(layer, "dropout_key"):
             x = dropped(x, layer.dropout_key[...], name, self.lora.dropout)
-        return out + self.lora.scale * linear(linear(x, a), b)
+        return out + (self.lora.scale * linear(linear(x.astype(a.dtype), a), b)).astype(out.dtype)
 
 
 type _Mix[Kept] = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]

@@ -4,14 +4,14 @@ import hashlib
 import pathlib
 import shutil
 import tempfile
-from typing import Any
+from typing import IO, Any
 
 from absl import logging
 from etils import epath
 
 from dgr_jax.errors import UserError, reason_of, shown
 from dgr_jax.models.config import ModelConfig
-from dgr_jax.run.files import fingerprint_file, in_bucket, read_json, unwritable, user_cache
+from dgr_jax.run.files import fingerprint_file, in_bucket, read_json, unreadable, unwritable, user_cache
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What an adapter's folder is known by."""
@@ -49,6 +49,13 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
         raise UserError(f"{where}: {reason_of(error)}; check the name, or give a folder") from error
 
 
+def _opened(file: epath.Path) -> IO[bytes]:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
 def _copied(source: epath.Path, *, weights: bool) -> pathlib.Path:
     """The local copy of a folder in a bucket, in the user's cache; made anew when the files there have changed."""
     suffixes = (*TOKENIZER_SUFFIXES, *([".safetensors"] if weights else []))
@@ -56,22 +63,22 @@ def _copied(source: epath.Path, *, weights: bool) -> pathlib.Path:
     if not found:
         raise UserError(f"model folder {source} does not exist, or is empty; give a folder that `sft` or you wrote")
     stats = [(file.name, stat.length, stat.mtime) for file in sorted(found) for stat in (file.stat(),)]
+    if not all(changed for *_, changed in stats):
+        raise UserError(f"{source}: its files do not tell when they were written; copy the folder, and give the copy")
     name = hashlib.sha256(repr((str(source), stats)).encode()).hexdigest()
     folder = user_cache() / "models" / name[:32]
     if not folder.is_dir():
         logging.warning("%s: fetched into %s", source, folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            work = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
-            for file in found:
-                with file.open("rb") as there, (work / file.name).open("wb") as here:
-                    shutil.copyfileobj(there, here, 1 << 24)
-            try:
-                work.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-                shutil.rmtree(work)  # another process was quicker
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                work = pathlib.Path(scratch) / "model"
+                work.mkdir()
+                for file in found:
+                    with _opened(file) as there, (work / file.name).open("wb") as here:
+                        shutil.copyfileobj(there, here, 1 << 24)
+                if not folder.is_dir():  # another process may have been quicker
+                    work.rename(folder)
         except OSError as error:
             raise unwritable(folder, error) from error
     return folder
@@ -119,11 +126,6 @@ def fingerprint_model(folder: str | pathlib.Path, adapter: str | pathlib.Path | 
         return alone
     beside = _fingerprint(local_folder(adapter), (".json", ".safetensors"))
     return hashlib.sha256(f"{alone} {beside}".encode()).hexdigest()
-
-
-def fingerprint_weights(folder: str | pathlib.Path) -> str:
-    """sha256 over the weights of a model folder."""
-    return _fingerprint(folder, (".safetensors",))
 
 
 def _fingerprint(folder: str | pathlib.Path, suffixes: tuple[str, ...]) -> str:

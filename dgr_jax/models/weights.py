@@ -107,7 +107,7 @@ def from_pretrained(
     model = Decoder(config, parameters, partition=on_mesh, implementation=implementation)
     if adapter is None:
         return model
-    return model.with_adapter(load_adapter(adapter, config, folder, mesh=mesh, dtype=target.name))
+    return model.with_adapter(load_adapter(adapter, config, folder, mesh=mesh))
 
 
 def save_pretrained(
@@ -147,6 +147,6 @@ def save_pretrained(
             (folder / CONFIG).write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
 
 
-def is_there(path: epath.PathLike, completed_by: str = CONFIG) -> bool:
-    """Whether `save_pretrained`, or what writes another file last, has written a folder, and all of it."""
-    return (epath.Path(path) / completed_by).exists()
+def is_there(path: epath.PathLike) -> bool:
+    """Whether `save_pretrained` has written a folder, and all of it."""
+    return (epath.Path(path) / CONFIG).exists()

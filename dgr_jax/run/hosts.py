@@ -180,7 +180,7 @@ def _gather(text: str) -> list[str]:
 
 
 _OF_ANOTHER = re.compile(
-    r"connection (closed|reset)|broken pipe|peer|heartbeat|coordination service|unavailable|nccl|gloo", re.IGNORECASE
+    r"connection (closed|reset|refused)|broken pipe|socket closed|heartbeat|coordination service", re.IGNORECASE
 )
 """What JAX's runtime says of hosts that do not answer."""
 

@@ -199,6 +199,8 @@ class Study:
                 counts = {"train_rows": len(traces), "train_tokens": sum(s.targets for s in sequences)}
                 about = {"name": arm.name, "kind": arm.kind, **dataclasses.asdict(arm), **counts}
                 try:
+                    for kept in self._targets.values():  # there may be no room for both
+                        kept.release()
                     start, mesh = target.fresh(how.start_dtype), self._machine.mesh
                     tuned = train(start, sequences, how, mesh=mesh, folder=stage.folder, label=arm.name).model
                     del start

@@ -62,10 +62,12 @@ class Target:
         return from_pretrained(self._folder, dtype=dtype, **how)
 
     def fresh(self, dtype: str) -> Decoder:
-        """The weights for training, which gives them up. Those that were kept go first: there may be no room for
-        both."""
-        self.__dict__.pop("_weights", None)
+        """The weights for training, which gives them up."""
         return self._loaded(dtype)
+
+    def release(self) -> None:
+        """Gives up what is kept; it is loaded again when it is needed."""
+        self.__dict__.pop("_weights", None)
 
     def scorer(self) -> Scorer:
         """Scores with the base."""

@@ -80,17 +80,20 @@ def training_sequences(
 def held_out(sequences: Sequence[TokenSequence], recipe: Recipe) -> tuple[list[TokenSequence], list[TokenSequence]]:
     """What is trained on, and what is held out by `recipe.validation_share`: by seed, at least one of either.
 
+    Of those that are trained on by -log p, by which the held-out ones are measured; the others all stay.
+
     Raises:
       UserError: there is too little for both.
     """
-    count = len(sequences)
+    candidates = [number for number, sequence in enumerate(sequences) if not sequence.to_base]
+    count = len(candidates)
     if not recipe.validation_share:
         return list(sequences), []
     if count < 2:
         raise UserError(f"`validation_share` of {count} traces leaves nothing; give more, or hold nothing out")
     out = min(max(1, round(recipe.validation_share * count)), count - 1)
     order = np.random.default_rng((recipe.seed, _HELD_OUT)).permutation(count)
-    chosen = set(order[:out].tolist())
+    chosen = {candidates[place] for place in order[:out].tolist()}
     return (
         [sequence for number, sequence in enumerate(sequences) if number not in chosen],
         [sequence for number, sequence in enumerate(sequences) if number in chosen],

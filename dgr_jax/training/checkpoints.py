@@ -12,6 +12,7 @@ from orbax import checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dgr_jax.errors import UserError, reason_of, shortage
+from dgr_jax.run import hosts
 from dgr_jax.run.files import in_bucket, unwritable
 
 _LOSS = "validation_loss"
@@ -43,6 +44,7 @@ class CheckpointStore:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=True,
         )
+        logging.get_absl_logger().addFilter(_not_from_threads)
         try:
             place = self._folder if in_bucket(folder) else self._folder.resolve()
             self._manager = ocp.CheckpointManager(place, options=options, item_handlers=ocp.StandardCheckpointHandler())
@@ -54,10 +56,15 @@ class CheckpointStore:
     @property
     def best(self) -> int | None:
         """The step of the least loss among those that are there; None where none has one."""
-        losses = {
-            step: metrics[_LOSS] for step in self._manager.all_steps() if (metrics := self._manager.metrics(step))
-        }
-        return min(losses, key=losses.__getitem__) if losses else None
+        self._settle()  # of one that is being written, Orbax knows the step and not the loss
+
+        def found() -> int | None:
+            losses = {
+                step: metrics[_LOSS] for step in self._manager.all_steps() if (metrics := self._manager.metrics(step))
+            }
+            return min(losses, key=losses.__getitem__) if losses else None
+
+        return hosts.from_writer(found)
 
     def close(self) -> None:
         """Waits for what is being written.
@@ -70,6 +77,7 @@ class CheckpointStore:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
+                logging.get_absl_logger().removeFilter(_not_from_threads)
 
     def _settle(self) -> None:
         with self._naming():
@@ -78,8 +86,7 @@ class CheckpointStore:
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
         try:
-            with _silent_threads():
-                yield
+            yield
         except Exception as error:
             if not isinstance(error, OSError) and not shortage(error):  # TensorStore's own errors are ValueErrors
                 raise
@@ -144,6 +151,7 @@ class CheckpointStore:
         Raises:
           UserError: the checkpoint does not fit `like`.
         """
+        self._settle()
         # Compared here, because Orbax would reshape or cast what does not fit, or fail with its own reads in flight.
         saved, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(like)
         for name in sorted(saved.keys() | wanted.keys()):
@@ -155,19 +163,9 @@ class CheckpointStore:
         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
 
 
-@contextlib.contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Without what Orbax's threads log, each with a traceback, about an error that is then raised here."""
-
-    def other(record: python_logging.LogRecord) -> bool:
-        return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other)
+def _not_from_threads(record: python_logging.LogRecord) -> bool:
+    """Leaves out what Orbax's threads log, each with a traceback, about an error that is then raised here."""
+    return not (record.levelno == python_logging.ERROR and "orbax" in record.pathname)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

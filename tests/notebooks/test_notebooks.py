@@ -1,14 +1,13 @@
 """The notebooks, executed whole on a CPU with the embedded model in Qwen3's place."""
 
 import csv
+import importlib
 import json
 import os
 import pathlib
 import runpy
 from typing import Any
 
-import nbclient
-import nbformat
 import pytest
 
 from dgr_jax.data.files import write_traces
@@ -17,6 +16,8 @@ from tests.calling import REPO
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = REPO / "notebooks"
+nbclient: Any
+nbformat: Any
 
 
 @pytest.fixture
@@ -45,6 +46,13 @@ def parameters(tiny_lrm, tmp_path) -> dict[str, Any]:
         },
         "LIMIT": 4,
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packages() -> None:
+    """Of their own environment; elsewhere this file is read, and nothing of it run."""
+    global nbclient, nbformat
+    nbclient, nbformat = (importlib.import_module(name) for name in ("nbclient", "nbformat"))
 
 
 def tags(cell) -> list[str]:
