@@ -41,5 +41,6 @@ setup(
         "harness": ["lm_eval>=0.4.13,<0.5", "pytablewriter>=0.60"],
         "tensorboard": ["tensorboardX"],
         "gcs": ["gcsfs"],
+        "gguf": ["gguf>=0.17"],
     },
 )

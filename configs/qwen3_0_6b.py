@@ -1,14 +1,14 @@
-"""DGR for Qwen3-0.6B on one v5e: full fine-tuning, Safety-Tax's recipe. Not yet run on hardware.
+r"""DGR for Qwen3-0.6B on one v5e: full fine-tuning, Safety-Tax's recipe. Not yet run on hardware.
 
 M=Qwen/Qwen3-0.6B  R=runs/qwen3_0_6b
-python scripts/refine.py --model=$M --input=star1 --output=$R/refined --exclude=strongreject:strongreject.csv \\
+python scripts/refine.py --model=$M --input=star1 --output=$R/refined --exclude=strongreject:strongreject.csv \
     --max_new_tokens=8192
 python scripts/shift.py --model=$M --inputs=star1,$R/refined/refined.jsonl --output=$R/shift
 for arm in star1 $R/refined/refined.jsonl; do
-  python scripts/sft.py --model=$M --input=$arm --output=$R/sft_$(basename $arm .jsonl) \\
+  python scripts/sft.py --model=$M --input=$arm --output=$R/sft_$(basename $arm .jsonl) \
       --config=configs/qwen3_0_6b.py --exclude=strongreject:strongreject.csv
-  python scripts/evaluate.py --model=$R/sft_$(basename $arm .jsonl)/model --output=$R/eval_$(basename $arm .jsonl) \\
-      --suite=gsm8k:gsm8k_test.jsonl --suite=strongreject:strongreject.csv --suite=xstest:xstest_prompts.csv \\
+  python scripts/evaluate.py --model=$R/sft_$(basename $arm .jsonl)/model --output=$R/eval_$(basename $arm .jsonl) \
+      --suite=gsm8k:gsm8k_test.jsonl --suite=strongreject:strongreject.csv --suite=xstest:xstest_prompts.csv \
       --max_new_tokens=8192
 done
 python scripts/compare.py $R/eval_star1 $R/eval_refined

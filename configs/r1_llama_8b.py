@@ -1,14 +1,14 @@
-"""DGR for DeepSeek-R1-Distill-Llama-8B on eight H100: full fine-tuning, Safety-Tax's recipe. Not yet run on hardware.
+r"""DGR for DeepSeek-R1-Distill-Llama-8B on eight H100: full fine-tuning, Safety-Tax's recipe. Not yet run on hardware.
 
 M=deepseek-ai/DeepSeek-R1-Distill-Llama-8B  R=runs/r1_llama_8b
-python scripts/refine.py --model=$M --input=star1 --output=$R/refined --exclude=strongreject:strongreject.csv \\
+python scripts/refine.py --model=$M --input=star1 --output=$R/refined --exclude=strongreject:strongreject.csv \
     --max_new_tokens=8192
 python scripts/shift.py --model=$M --inputs=star1,$R/refined/refined.jsonl --output=$R/shift
 for arm in star1 $R/refined/refined.jsonl; do
-  python scripts/sft.py --model=$M --input=$arm --output=$R/sft_$(basename $arm .jsonl) \\
+  python scripts/sft.py --model=$M --input=$arm --output=$R/sft_$(basename $arm .jsonl) \
       --config=configs/r1_llama_8b.py --exclude=strongreject:strongreject.csv
-  python scripts/evaluate.py --model=$R/sft_$(basename $arm .jsonl)/model --output=$R/eval_$(basename $arm .jsonl) \\
-      --suite=gsm8k:gsm8k_test.jsonl --suite=strongreject:strongreject.csv --suite=xstest:xstest_prompts.csv \\
+  python scripts/evaluate.py --model=$R/sft_$(basename $arm .jsonl)/model --output=$R/eval_$(basename $arm .jsonl) \
+      --suite=gsm8k:gsm8k_test.jsonl --suite=strongreject:strongreject.csv --suite=xstest:xstest_prompts.csv \
       --max_new_tokens=8192
 done
 python scripts/compare.py $R/eval_star1 $R/eval_refined

@@ -33,9 +33,11 @@ COLAB = Place(
     "a TPU v5e-1",
     "/content/drive/MyDrive/dgr",
     """
-    if importlib.util.find_spec("google.colab"):
+    try:
         from google.colab import drive
-
+    except ImportError:  # somewhere else
+        pass
+    else:
         drive.mount("/content/drive")
     """,
     "auto",
@@ -70,6 +72,7 @@ KAGGLE = Place(
 def cells(place: Place) -> list[tuple[str, str, str]]:
     """Kind, text and tag of each cell."""
     said = textwrap.dedent(place.figures).strip()
+    place_asks = " and, by Colab, leave to use your Drive (1.5 GB)" if place is COLAB else ""
     return [
         (
             "markdown",
@@ -79,9 +82,9 @@ def cells(place: Place) -> list[tuple[str, str, str]]:
 [Distribution-Grounded Refinement](https://arxiv.org/abs/2602.02136) of 100 rows of STAR-1 for Qwen3-0.6B, from the
 first score to a tuned model that `transformers` loads, on {place.device}. Before that, the whole study on a toy model.
 
-Nothing is asked of you but the address below: no token, no restart, no PyTorch; the JAX that is installed stays as it
-is. Everything is written to `OUTPUT`. If the session ends, or a cell is interrupted, open the notebook again and run it
-from the top: what is finished is not done again, and what was begun goes on.
+Nothing is asked of you but the address below{place_asks}: no token, no restart, no PyTorch; the JAX that is installed
+stays as it is. Everything is written to `OUTPUT`. If the session ends, or a cell is interrupted, open the notebook
+again and run it from the top: what is finished is not done again, and what was begun goes on.
 
 What it takes, as planned by the TPU's own compiler (**not yet run on hardware**):
 
@@ -98,7 +101,7 @@ REPOSITORY = ""  # the git address, or the folder, that you have dgr_jax from
 OUTPUT = "{place.output}"
 MODEL = "Qwen/Qwen3-0.6B"  # a hub id, or a folder
 SOURCE, ROWS = "star1", 100  # training rows: see docs/data_formats.md
-RECIPE = {{"config": "configs/qwen3_0_6b.py", "config.epochs": 3}}
+RECIPE = {{"config": "configs/qwen3_0_6b.py", "config.epochs": 3, "config.checkpoint_every": 0}}
 STUDY = "configs/tiny.py"
 NEW_TOKENS = 2048
 SUITES = {{
@@ -112,10 +115,12 @@ LIMIT = 60  # prompts of each suite
         (
             "code",
             f"""
+import html
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import urllib.request
@@ -126,52 +131,70 @@ from IPython.display import HTML, display
 out = pathlib.Path(OUTPUT)
 out.mkdir(parents=True, exist_ok=True)
 
-have = importlib.metadata.version("jax") if importlib.util.find_spec("jax") else "none"
-if have == "none" or tuple(map(int, have.split(".")[:3])) < (0, 11, 1):
-    raise RuntimeError(f"this runtime has JAX {{have}}, and 0.11.1 is needed: choose a newer one. Nothing was changed.")
+
+def stream(line):
+    \"\"\"Runs a command line; what it prints appears here, and an error stops the notebook.\"\"\"
+    piped = {{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}}
+    with subprocess.Popen(line, **piped) as process:
+        for text in process.stdout:
+            print(text, end="", flush=True)
+    if process.returncode:
+        raise RuntimeError(f"{{line[1]}} ended with {{process.returncode}}: what it says is above")
+
+
+installed = {{one.metadata["Name"].lower(): one.version for one in importlib.metadata.distributions()}}
+have = installed.get("jax", "none")
+fits = have != "none" and (0, 11, 1) <= tuple(int(part) for part in re.findall(r"\\d+", have)[:3]) < (0, 13)
+if not fits or sys.version_info < (3, 12):
+    needed = "JAX 0.11.1 to 0.12 in Python 3.12 or newer is needed: choose another runtime. Nothing was changed."
+    raise RuntimeError(f"this runtime has JAX {{have}} in Python {{sys.version.split()[0]}}; {{needed}}")
 
 if not REPOSITORY:
     raise RuntimeError("set REPOSITORY, above, to the git address or the folder that you have dgr_jax from")
+start = globals().get("start", pathlib.Path.cwd())  # where the first run of this cell was
 repository = pathlib.Path(REPOSITORY)
-if not repository.is_dir():
-    repository = pathlib.Path("dgr_jax").resolve()
-    if not repository.is_dir():
+if not (repository / "scripts").is_dir():
+    repository = start / "dgr_jax"
+    if not (repository / "scripts").is_dir():
         subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(repository)], check=True)
 os.chdir(repository)
-if not importlib.util.find_spec("dgr_jax"):
+if "dgr-jax" not in installed and "dgr_jax" not in installed:
     # Held where they are, so that pip says so rather than change them.
-    held = [name for name in ("jax", "jaxlib", "libtpu") if importlib.util.find_spec(name)]
+    held = {{name: version for name, version in installed.items() if name.startswith(("jax", "libtpu"))}}
     pins = out / "held.txt"
-    pins.write_text("".join(f"{{name}}=={{importlib.metadata.version(name)}}\\n" for name in held))
-    install = [sys.executable, "-m", "pip", "install", "--quiet", f"--constraint={{pins}}", "--editable", ".[eval]"]
-    subprocess.run(install, check=True)
-    sys.path += [str(repository), str(repository / "kernels")]
+    pins.write_text("".join(f"{{name}}=={{version}}\\n" for name, version in held.items()))
+    how = ["--quiet", f"--constraint={{pins}}", "--editable", ".[eval]"]
+    stream([sys.executable, "-m", "pip", "install", *how])
+sys.path += [str(repository), str(repository / "kernels")]
+# Asked in a process of its own, because a TPU serves one at a time.
+stream([sys.executable, "-c", "import jax; print(*jax.devices(), sep='\\\\n')"])
 
 
 def run(command, *more, **flags):
-    \"\"\"Runs a script of the repository; each is a process of its own, because a TPU serves one at a time.\"\"\"
+    \"\"\"Runs a script of the repository.\"\"\"
     pairs = [(name, value) for name, v in flags.items() for value in (v if isinstance(v, list) else [v])]
     given = [f"--{{name}}={{value}}" for name, value in pairs]
     line = [f"scripts/{{command}}.py", *map(str, more), *given]
     print("python", *line, flush=True)
-    piped = {{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}}
-    with subprocess.Popen([sys.executable, *line], **piped) as process:
-        for text in process.stdout:
-            print(text, end="", flush=True)
-    if process.returncode:
-        raise RuntimeError(f"{{command}} ended with {{process.returncode}}: what it says is above")
+    stream([sys.executable, *line])
+
+
+def page(file):
+    \"\"\"A report, in a frame of its own: its styles are not the notebook's.\"\"\"
+    text = html.escape(file.read_text(), quote=True)
+    display(HTML(f'<iframe srcdoc="{{text}}" style="width: 100%; height: 40em; border: 0"></iframe>'))
 
 
 print("JAX", have, "in Python", sys.version.split()[0])
 """,
             "setup",
         ),
-        ("markdown", "## The whole method on a toy model\n\nThree minutes of a model of 2.3 million parameters.", ""),
+        ("markdown", "## The whole method on a toy model\n\nA model of 2.3 million parameters; minutes.", ""),
         (
             "code",
             """
 run("study", config=STUDY, output=out / "toy")
-display(HTML((out / "toy" / "report.html").read_text()))
+page(out / "toy" / "report.html")
 """,
             "study",
         ),
@@ -193,7 +216,7 @@ if not rows.exists():
 MESH = "{place.mesh}"
 run("score", model=MODEL, input=rows, output=out / "scores", mesh=MESH, token_scores="true")
 run("shift", model=MODEL, inputs=rows, output=out / "shift_before", mesh=MESH, show=10)
-display(HTML((out / "shift_before" / "report.html").read_text()))
+page(out / "shift_before" / "report.html")
 """,
             "score",
         ),
@@ -210,7 +233,7 @@ refined = out / "refined" / "refined.jsonl"
 run("refine", model=MODEL, input=rows, output=out / "refined", mesh=MESH, max_new_tokens=NEW_TOKENS)
 run("show", model=MODEL, input=refined, limit=2)  # tokens, and which of them are trained on
 run("shift", model=MODEL, inputs=f"{rows},{refined}", output=out / "shift_after", mesh=MESH, show=10)
-display(HTML((out / "shift_after" / "report.html").read_text()))
+page(out / "shift_after" / "report.html")
 """,
             "refine",
         ),

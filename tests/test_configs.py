@@ -23,6 +23,7 @@ def test_a_config(file: pathlib.Path):
         recipe = Recipe(**config)
         assert recipe.checkpoint_every and (recipe.lora is not None) == ("lora" in file.stem)
     assert f"--config=configs/{file.name}" in found["__doc__"]
+    assert not re.search(r"\\\\$", file.read_text(), re.MULTILINE)  # its head is copied to a shell as it stands
     for script in re.findall(r"python (scripts/\w+\.py)", found["__doc__"]):
         assert (REPO / script).exists()
 

@@ -23,7 +23,7 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
     """The folder itself, or the local copy of a hub repository (weights as safetensors, never pickles).
 
     Args:
-      path_or_hub_id: such as "models/mine", "gs://bucket/sft/model" or "Qwen/Qwen3-0.6B".
+      path_or_hub_id: such as "models/mine", "gs://bucket/sft/model", "model.gguf" or "Qwen/Qwen3-0.6B".
       weights: fetch the weights too; without them a tokenizer costs megabytes instead of gigabytes.
 
     Raises:
@@ -35,6 +35,8 @@ def local_folder(path_or_hub_id: str | pathlib.Path, *, weights: bool = True) ->
     folder = pathlib.Path(path_or_hub_id)
     if folder.is_dir():
         return folder
+    if folder.suffix == ".gguf":
+        return _imported(folder)
     if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise UserError(
             f"model folder {name} does not exist; give a Hugging Face folder or a hub id such as Qwen/Qwen3-0.6B"
@@ -54,6 +56,21 @@ def _opened(file: epath.Path) -> IO[bytes]:
         return file.open("rb")
     except OSError as error:
         raise unreadable(file, error) from error
+
+
+def _imported(file: pathlib.Path) -> pathlib.Path:
+    """The folder that a GGUF file is imported as, in the user's cache; made anew when the file has changed."""
+    from dgr_jax.models.gguf_file import import_gguf
+
+    if not file.is_file():
+        raise UserError(f"model {file} does not exist; give a .gguf file, a Hugging Face folder or a hub id")
+    stat = file.stat()
+    name = hashlib.sha256(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()
+    folder = user_cache() / "models" / name[:32]
+    if not folder.is_dir():
+        logging.warning("%s: imported into %s", file, folder)
+        import_gguf(file, folder)
+    return folder
 
 
 def _copied(source: epath.Path, *, weights: bool) -> pathlib.Path:

@@ -3,7 +3,6 @@
 Only safetensors are read, never pickles.
 """
 
-import json
 import pathlib
 
 import jax
@@ -15,26 +14,14 @@ from etils import epath
 
 from dgr_jax.errors import UserError
 from dgr_jax.models.adapter_files import load_adapter
-from dgr_jax.models.arrays import hf_names, load_arrays, problems, write_arrays
+from dgr_jax.models.arrays import hf_names, load_arrays, problems
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import Decoder
+from dgr_jax.models.export import CONFIG, write_model
 from dgr_jax.models.folder import load_config, local_folder
 from dgr_jax.models.parameters import parameter_specs
 from dgr_jax.models.sharding import partition, replication
 from dgr_jax.models.tensor_files import TensorFiles
-from dgr_jax.run import hosts
-from dgr_jax.run.files import whole_folder
-
-CONFIG = "config.json"
-_COMPANIONS = (
-    "tokenizer",
-    "special_tokens_map",
-    "vocab",
-    "merges",
-    "added_tokens",
-    "chat_template",
-    "generation_config",
-)
 
 
 def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> None:
@@ -134,17 +121,9 @@ def save_pretrained(
     Raises:
       UserError: the folder exists or cannot be written.
     """
-    target = jnp.dtype(dtype or model.dtype)
     model = model.merged()
-    with whole_folder(path, completed_by=CONFIG) as folder:
-        specs = parameter_specs(model.config)
-        write_arrays(model.parameters(), specs, folder, target, max_shard_bytes=max_shard_bytes)
-        if hosts.writes():
-            for file in pathlib.Path(companions_from).iterdir() if companions_from else ():
-                if file.is_file() and file.name.startswith(_COMPANIONS):
-                    (folder / file.name).write_bytes(file.read_bytes())
-            # Last: with it the folder is whole.
-            (folder / CONFIG).write_text(json.dumps(model.config.to_hf(target.name), indent=2) + "\n")
+    how = {"companions_from": companions_from, "max_shard_bytes": max_shard_bytes}
+    write_model(model.config, model.parameters(), path, jnp.dtype(dtype or model.dtype), **how)
 
 
 def is_there(path: epath.PathLike) -> bool:
