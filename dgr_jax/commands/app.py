@@ -77,9 +77,11 @@ def _guarded(command: ModuleType, argv: list[str]) -> None:
     except UserError as error:
         fail(in_flags(str(error), flags.FLAGS))
     except ImportError as error:
-        if "gcsfs" not in str(error):
-            raise
-        fail("gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'")
+        if "gcsfs" in str(error):
+            fail("gs:// paths need gcsfs; install it: pip install 'dgr_jax[gcs]'")
+        if "s3fs" in str(error):
+            fail("s3:// paths are not supported; give a local folder, or gs://")
+        raise
     except NotImplementedError as error:
         if not _given("implementation"):
             raise

@@ -46,7 +46,7 @@ class Lora:
             raise UserError(f"`lora_dropout` is {shown(self.dropout)}; give a number from 0 to .99")
         chosen = tuple(name for name in TARGETS if name in self.targets)
         if not chosen or len(chosen) != len(self.targets):
-            raise UserError(f"`lora_targets` is {shown(list(self.targets))}; give some of {', '.join(TARGETS)}")
+            raise UserError(f"`lora_targets` is {shown(list(self.targets))}; give some of {TARGETS}")
         object.__setattr__(self, "targets", chosen)
 
     @property

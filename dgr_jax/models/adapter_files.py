@@ -127,7 +127,8 @@ def _said(folder: pathlib.Path) -> dict[str, Any]:
     """The folder's adapter_config.json."""
     file = folder / ADAPTER_CONFIG
     if not file.exists():
-        raise UserError(f"{file} does not exist; {folder} is not an adapter's folder in PEFT's format")
+        hint = f"; give {folder / 'adapter'}" if (folder / "adapter" / ADAPTER_CONFIG).exists() else ""
+        raise UserError(f"{file} does not exist; {folder} is not an adapter's folder in PEFT's format{hint}")
     said = read_json(file)
     if not isinstance(said, dict):
         raise UserError(f"{file}: not a JSON object; {folder} is not an adapter's folder in PEFT's format")

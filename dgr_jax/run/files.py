@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -72,14 +73,9 @@ def whole_folder(path: epath.PathLike, completed_by: str) -> Iterator[epath.Path
             (partial := _partial(folder)).mkdir()
         return str(partial)
 
-    def seen_here() -> None:
-        if hosts.several() and not in_bucket(folder) and not partial.exists():
-            raise UserError(
-                f"{folder}: hosts do not see each other's files there; give a folder that all of them share, or gs://"
-            )
-
     partial = epath.Path(hosts.from_writer(begin))
-    hosts.together(seen_here)
+    if not in_bucket(folder):
+        _check_seen(folder.parent / partial.name, folder)
 
     def naming() -> None:
         if not in_bucket(folder):
@@ -96,6 +92,40 @@ def whole_folder(path: epath.PathLike, completed_by: str) -> Iterator[epath.Path
             if partial.exists() and hosts.writes():
                 partial.rmtree()  # it may be what has filled the disk
         raise
+
+
+def check_shared(folder: epath.Path) -> None:
+    """Makes a folder into which several hosts write, and refuses one that they do not all see.
+
+    Raises:
+      UserError: it cannot be made, or another host does not see what the first writes there.
+    """
+
+    def mark() -> str:
+        with _naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".seen", dir=folder)
+            os.close(handle)
+        return pathlib.Path(name).name
+
+    if hosts.several() and not in_bucket(folder):
+        # Looked for by each in what it calls so: on one machine, too, two folders are two.
+        marked = folder / hosts.from_writer(mark)
+        try:
+            _check_seen(marked, folder)
+        finally:
+            if hosts.writes():
+                marked.unlink(missing_ok=True)
+
+
+def _check_seen(written: epath.Path, folder: epath.Path) -> None:
+    def seen_here() -> None:
+        if hosts.several() and not written.exists():
+            raise UserError(
+                f"{folder}: hosts do not see each other's files there; give a folder that all of them share, or gs://"
+            )
+
+    hosts.together(seen_here)
 
 
 def _exists(folder: epath.Path) -> UserError:

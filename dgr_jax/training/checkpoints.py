@@ -13,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from dgr_jax.errors import UserError, reason_of, shortage
 from dgr_jax.run import hosts
-from dgr_jax.run.files import in_bucket, unwritable
+from dgr_jax.run.files import check_shared, in_bucket, unwritable
 
 _LOSS = "validation_loss"
 
@@ -44,6 +44,7 @@ class CheckpointStore:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=True,
         )
+        check_shared(self._folder)
         logging.get_absl_logger().addFilter(_not_from_threads)
         try:
             place = self._folder if in_bucket(folder) else self._folder.resolve()

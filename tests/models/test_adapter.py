@@ -217,3 +217,18 @@ def test_in_place_of_a_model(saved, alone: bool):
 def test_what_none_can_be_like(wrong):
     with pytest.raises(UserError, match="`lora_"):
         Lora(**{"rank": 2, "alpha": 2.0} | wrong)
+
+
+def test_a_second_one_is_refused():
+    model = small_model("llama")
+    beside = model.with_adapter(drawn(model, Lora(2, 2.0, ("q",))))
+    with pytest.raises(ValueError, match="has an adapter already; merge it first"):
+        beside.with_adapter(drawn(model, Lora(2, 2.0, ("v",))))
+
+
+def test_a_base_in_other_files_is_the_same_base(saved, tmp_path: pathlib.Path):
+    model, adapter, _, folder = saved
+    save_pretrained(model, tmp_path / "cut", max_shard_bytes=5_000)
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 1
+    found = load_adapter(folder, model.config, tmp_path / "cut")
+    assert np.array_equal(found.arrays["q_lora_a"], adapter.arrays["q_lora_a"])

@@ -127,3 +127,11 @@ def test_hosts_with_other_flags_are_refused(tmp_path, random_model, tiny_rows):
     for host in on_two_hosts("refine", arguments({**given, "seed": 1}), arguments({**given, "seed": 2})):
         assert host.status == 1 and host.error.startswith("host 1: --seed is 2, and 1 on the first host")
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_go_where_all_hosts_see_them(tmp_path, random_model, tiny_rows):
+    given: dict[str, Any] = {"model": random_model, "input": tiny_rows, "mesh": MESH, **SFT, "config.steps": 1}
+    flags = [arguments({**given, "output": tmp_path / host}) for host in ("first", "second")]
+    for host in on_two_hosts("sft", *flags):
+        assert host.status == 1 and "hosts do not see each other's files there; give a folder that all" in host.error
+    assert list((tmp_path / "first" / "checkpoints").iterdir()) == []

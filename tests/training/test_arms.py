@@ -19,7 +19,7 @@ from dgr_jax.tiny_world.alignment import safety_rows
 from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.tokens.packing import TokenSequence
 from dgr_jax.training import loop
-from dgr_jax.training.batches import BatchPlan, training_sequences
+from dgr_jax.training.batches import BatchPlan, held_out, training_sequences
 from dgr_jax.training.recipe import Recipe
 from tests.calling import call_here
 
@@ -249,3 +249,20 @@ def test_a_server_takes_no_adapter(random_model, tmp_path):
             "evaluate", model=random_model, adapter="x/y", engine="openai", base_url="http://127.0.0.1:1/v1",
             suite=_suite(tmp_path), output=tmp_path / "out",
         )  # fmt: skip
+
+
+def test_what_is_held_out_is_measured_as_it_is_trained(to_base):
+    """Rows that are held to the base all stay."""
+    recipe = dataclasses.replace(KL, validation_share=0.5)
+    trained_on, left_out = held_out(to_base, recipe)
+    assert len(left_out) == 4 and not any(sequence.to_base for sequence in left_out)
+    assert sum(sequence.to_base for sequence in trained_on) == 5
+
+
+def test_what_training_leaves_can_be_used_in_bfloat16(random_model, sequences):
+    """As accelerators calculate: beside a base in bfloat16 stands an adapter in float32."""
+    model = tune(random_model, sequences, dataclasses.replace(LORA, steps=1, compute_dtype="bfloat16")).model
+    assert model.adapter is not None and model.adapter.arrays["q_lora_a"].dtype == "float32"
+    assert model.dtype == "bfloat16"
+    scores = list(Scorer(model, None).score_sequences(sequences[:2]))
+    assert all(np.isfinite(score.log_probs).all() for score in scores)

@@ -8,6 +8,8 @@ import sys
 import types
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dgr_jax.errors import UserError
@@ -147,3 +149,14 @@ def test_weights_and_biases_are_told_where_they_are_asked_for(tmp_path: pathlib.
     )
     assert said[1:3] == [(0, {"loss": 2.0}), "finished"]
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.0
+
+
+def test_the_last_checkpoint_can_be_the_best(tmp_path):
+    """Which is asked while it is being written."""
+    store = CheckpointStore(tmp_path, losses=True)
+    state = [jnp.zeros((1000, 1000))]
+    for step, loss in ((1, 3.0), (2, 1.0)):
+        store.save(step, state, loss)
+    assert store.best == 2
+    assert np.array_equal(store.restore(2, state)[0], state[0])
+    store.close()
