@@ -2,9 +2,10 @@
 
 python scripts/study.py --config=configs/study_real.py --output=runs/study --config.models.target=Qwen/Qwen3-0.6B
 
-Suites lie in the working directory, as docs/evaluation.md names them; a study takes one of problems, one of harmful and
-one of benign requests, and leaves their prompts out of the training rows. --mesh and --hosts spread everything over
-devices and hosts; with --engine=openai --base_url=URL a server has the base model, and what is refined is asked of it.
+Suites lie in the working directory, as docs/evaluation.md names them; a study takes one of problems, one of harmful
+and one of benign requests, and leaves their prompts out of the training rows. --mesh and --hosts spread everything
+over devices and hosts (the output is then a folder that all see); with --engine=openai --base_url=URL a server has the
+base model, and what is refined is asked of it.
 """
 
 import ml_collections
@@ -22,7 +23,14 @@ def get_config() -> ml_collections.ConfigDict:
             "template": None,
             "judge": None,
             "refine": {"scaffold": None, "attempts": 1, "max_new_tokens": 4096},
-            "recipe": {"epochs": 5, "batch_size": 8, "row_length": 8192, "remat": "full", "checkpoint_every": 50},
+            "recipe": {
+                "epochs": 5,
+                "batch_size": 8,
+                "row_length": 8192,
+                "remat": "full",
+                "checkpoint_every": 50,
+                "lora_rank": 0,
+            },
             "defaults": {"source": ["star1"], "benign": [True], "seed": [0, 1]},
             "grids": ({"dose": [0.0, 1.0], "learning_rate": [1e-5, 5e-5]},),
             "suites": ({"spec": "gsm8k:gsm8k_test.jsonl"}, {"spec": "xstest:xstest_prompts.csv"}),

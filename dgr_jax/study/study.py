@@ -212,6 +212,8 @@ class Study:
                     del tuned
                     about |= self._measured(stage) | {"shift_nll": self._shift_nll(arm.model, traces)}
                 write_json(stage.folder / "run.json", about)
+                if hosts.writes():  # gigabytes, of a run that is over
+                    (stage.folder / "checkpoints").rmtree(missing_ok=True)
                 stage.finish(**counts)
             return _record(stage) | {"acceptance": _outcomes(traces)}
 
