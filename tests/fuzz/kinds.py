@@ -47,7 +47,7 @@ from dgr_jax.tokens.chat import ChatFormat
 from dgr_jax.training.recipe import Recipe
 from tests.calling import REPO, TRACES, call_here
 from tests.fuzz import mutate
-from tests.fuzz.models import TINY, Draw, configs, damage_one, small_model, templates, tokenizers, weights
+from tests.fuzz.models import TINY, Draw, adapters, configs, damage_one, small_model, templates, tokenizers, weights
 
 
 def traces(folder: pathlib.Path) -> Draw:
@@ -366,6 +366,6 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         traces, suites, evaluations, answers, configs, tokenizers, templates, weights, stages, settings, rules, specs,
-        servers,
+        servers, adapters,
     )
 }  # fmt: skip

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from dgr_jax.models.adapter import Adapter, Lora
+from dgr_jax.models.adapter_files import load_adapter, save_adapter
 from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.decoder import init_model
 from dgr_jax.models.folder import load_config
@@ -130,5 +132,22 @@ def weights(folder: pathlib.Path) -> Draw:
             size = len(header) if rng.random() < 0.9 else rng.choice((0, 1, 2**31, 2**63, length))
             file.write_bytes(size.to_bytes(8, "little") + header + content[8 + length :])
         return lambda: from_pretrained(damaged)
+
+    return draw
+
+
+def adapters(folder: pathlib.Path) -> Draw:
+    """An adapter's config, with all fields that PEFT writes, and its weights."""
+    base = small_model(folder / "base")
+    config, sound, damaged = load_config(base), folder / "sound", folder / "adapter"
+    adapter = Adapter.fresh(config, Lora(2, 4.0, ("q", "down")), 0)
+    save_adapter(adapter, sound, config=config, base=base, name="some/base")
+    file = sound / "adapter_config.json"
+    others = {"use_dora": False, "rank_pattern": {}, "modules_to_save": None, "loftq_config": {}, "peft_version": "1"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | others))
+
+    def draw(rng: random.Random) -> Callable[[], object]:
+        damage_one(rng, sound, damaged, ["adapter_config.json", "adapter_config.json", "adapter_model.safetensors"])
+        return lambda: load_adapter(damaged, config, base)
 
     return draw

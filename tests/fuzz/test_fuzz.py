@@ -25,7 +25,7 @@ PATIENCE = 60
 """Seconds without a sign of life."""
 KINDS = (
     "traces", "suites", "evaluations", "answers", "configs", "tokenizers", "templates", "weights", "stages", "settings",
-    "rules", "specs", "servers",
+    "rules", "specs", "servers", "adapters",
 )  # fmt: skip
 
 
