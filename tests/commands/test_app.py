@@ -15,6 +15,7 @@ FLAGS = {
     "build_tiny_lrm": {"output", "seed", "steps"},
     "compare": {"cluster_by", "output"},
     "evaluate": COMMON - {"input", "on_bad_row"} | {"suite", "judge", "engine", "temperature", "max_new_tokens"},
+    "import_gguf": {"input", "output", "dtype"},
     "refine": COMMON
     | {"exclude", "template", "scaffold", "judge", "attempts", "pick", "on_reject", "engine", "max_new_tokens"},
     "regrade": {"input", "judge", "output"},
@@ -23,7 +24,7 @@ FLAGS = {
     "sft": COMMON | {"config", "exclude"},
     "shift": COMMON - {"input"} | SCORING | {"inputs", "show"},
     "show": {"model", "input", "on_bad_row", "limit"},
-    "study": {"output", "config"},
+    "study": {"output", "config", "mesh", "hosts", "engine"},
     "table": {"output"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "numpy", "torch", "transformers", "datasets", "matplotlib", "scipy"}
