@@ -13,24 +13,16 @@ for arm in star1 $R/refined/refined.jsonl; do
 done
 python scripts/compare.py $R/eval_star1 $R/eval_refined
 
-What it takes, by `scripts/plan.py --device=v5e:1`, with speeds at the data sheet's, of which people reach a third to a
-half: fine-tuning, 1 row of 8,192 tokens at a time, 9.5 of 15.8 GiB a device, 24,000 tokens a second; 85 seconds for
-the 1.9 million tokens of five epochs of STAR-1 and 5 % of padding; refining with up to 8,192 new tokens, 12 rows at a
-time, 13.3 of 15.8 GiB, 700 tokens a second. One v5e is what Colab lends (notebooks/dgr_colab.ipynb). An adapter
-(--config.lora_rank=16) takes 2.2 GiB, a divergence (--config.benign_loss=divergence) 10.7. On the eight v5e that
-Kaggle lends, fine-tuning takes 2.3 and 96 rows are decoded.
+What it takes, by `scripts/plan.py --model=$M --device=v5e:1 --for=sft` and `--for=refine --max_new_tokens=8192`, with
+speeds at the data sheet's, which nobody reaches: fine-tuning, 1 row of 8,192 tokens at a time, 9.5 of 15.8 GiB a
+device, 24,000 tokens a second; 85 seconds for the 1.9 million tokens of five epochs of STAR-1 and 5 % of padding;
+refining with up to 8,192 new tokens, 12 rows at a time, 13.3 of 15.8 GiB, 700 tokens a second. One v5e is what Colab
+lends (notebooks/dgr_colab.ipynb). An adapter (--config.lora_rank=16) takes 2.2 GiB, a divergence
+(--config.benign_loss=divergence) 10.7. On the eight v5e that Kaggle lends, fine-tuning takes 2.3 and 96 rows are
+decoded.
 """
 
 import pathlib
 import runpy
 
-import ml_collections
-
-sft = runpy.run_path(str(pathlib.Path(__file__).with_name("sft.py")))
-
-
-def get_config() -> ml_collections.ConfigDict:
-    """Safety-Tax's recipe, with checkpoints as often as a machine may be taken away."""
-    config = sft["get_config"]()
-    config.checkpoint_every = 50
-    return config
+get_config = runpy.run_path(str(pathlib.Path(__file__).with_name("sft.py")))["get_config"]

@@ -13,22 +13,13 @@ for arm in star1 $R/refined/refined.jsonl; do
 done
 python scripts/compare.py $R/eval_star1 $R/eval_refined
 
-What it takes, by `scripts/plan.py --device=h100:8`, with speeds at the data sheet's, of which people reach a third to
-a half: fine-tuning, 8 rows of 8,192 tokens at a time, 21.8 of 59.3 GiB a device, 115,000 tokens a second; 30 seconds
-for the 1.9 million tokens of five epochs of STAR-1 and 44 % of padding; refining with up to 8,192 new tokens, 288 rows
-at a time, 50.6 of 59.3 GiB, 15,100 tokens a second.
+What it takes, by `scripts/plan.py --model=$M --device=h100:8 --for=sft` and `--for=refine --max_new_tokens=8192`, with
+speeds at the data sheet's, which nobody reaches: fine-tuning, 8 rows of 8,192 tokens at a time, 21.8 of 59.3 GiB a
+device, 115,000 tokens a second; 30 seconds for the 1.9 million tokens of five epochs of STAR-1 and 44 % of padding;
+refining with up to 8,192 new tokens, 288 rows at a time, 50.6 of 59.3 GiB, 15,100 tokens a second.
 """
 
 import pathlib
 import runpy
 
-import ml_collections
-
-sft = runpy.run_path(str(pathlib.Path(__file__).with_name("sft.py")))
-
-
-def get_config() -> ml_collections.ConfigDict:
-    """Safety-Tax's recipe, with checkpoints as often as a machine may be taken away."""
-    config = sft["get_config"]()
-    config.checkpoint_every = 50
-    return config
+get_config = runpy.run_path(str(pathlib.Path(__file__).with_name("sft.py")))["get_config"]

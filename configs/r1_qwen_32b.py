@@ -13,24 +13,15 @@ for arm in star1 $R/refined/refined.jsonl; do
 done
 python scripts/compare.py $R/eval_star1 $R/eval_refined
 
-What it takes, by `scripts/plan.py --device=v5p:4x4x2 --mesh=fsdp=8,tensor=4`, with speeds at the data sheet's, of
-which people reach a third to a half: fine-tuning, 8 rows of 8,192 tokens at a time, 21.8 of 95.7 GiB a device, 53,000
-tokens a second; 65 seconds for the 1.9 million tokens of five epochs of STAR-1 and 44 % of padding; refining with up
-to 8,192 new tokens, 1,120 rows at a time, 85.7 of 95.7 GiB, 30,800 tokens a second. The slice is 32 chips on eight
-hosts: the same command on each (docs/pods.md). Rows lie over eight devices, which a step of eight traces fills, and
-weights over all.
+What it takes, by `scripts/plan.py --model=$M --device=v5p:4x4x2 --mesh=fsdp=8,tensor=4 --for=sft` and `--for=refine
+--max_new_tokens=8192`, with speeds at the data sheet's, which nobody reaches: fine-tuning, 8 rows of 8,192 tokens at a
+time, 21.8 of 95.7 GiB a device, 53,000 tokens a second; 65 seconds for the 1.9 million tokens of five epochs of STAR-1
+and 44 % of padding; refining with up to 8,192 new tokens, 1,120 rows at a time, 85.7 of 95.7 GiB, 30,800 tokens a
+second. The slice is 32 chips on eight hosts: the same command on each (docs/pods.md). Rows lie over eight devices,
+which a step of eight traces fills, and weights over all.
 """
 
 import pathlib
 import runpy
 
-import ml_collections
-
-sft = runpy.run_path(str(pathlib.Path(__file__).with_name("sft.py")))
-
-
-def get_config() -> ml_collections.ConfigDict:
-    """Safety-Tax's recipe, with checkpoints as often as a machine may be taken away."""
-    config = sft["get_config"]()
-    config.checkpoint_every = 50
-    return config
+get_config = runpy.run_path(str(pathlib.Path(__file__).with_name("sft.py")))["get_config"]

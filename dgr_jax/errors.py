@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -31,6 +31,12 @@ _LONGEST = 800
 def reason_of(error: BaseException) -> str:
     """What a library's error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first of some problems, and how many more there are, in one line."""
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 def shown(value: object) -> str:

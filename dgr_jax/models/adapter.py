@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from dgr_jax.models.config import ModelConfig
 from dgr_jax.models.parameters import ParameterSpec, parameter_specs
 from dgr_jax.models.sharding import array_sharding
 
-Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
-TARGETS: tuple[str, ...] = get_args(Target)
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Weights that can have an adapter, as `parameter_specs` names them."""
 
 

@@ -11,7 +11,7 @@ import safetensors
 from absl import logging
 from etils import epath
 
-from dgr_jax.errors import UserError, foreign, in_range, shown
+from dgr_jax.errors import UserError, foreign, in_range, listed, shown
 from dgr_jax.models.adapter import TARGETS, Adapter, Lora, adapter_specs
 from dgr_jax.models.arrays import hf_names, load_arrays, problems, write_arrays
 from dgr_jax.models.config import ModelConfig
@@ -79,9 +79,8 @@ def load_adapter(
     expected = {name for spec in specs.values() for name in hf_names(spec)}
     wrong += [f"{name} is not part of it" for name in sorted(files.where.keys() - expected)]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         advice = f"; it is of another base than {base}, or not whole: give it beside its own base ({_base_name(said)})"
-        raise UserError(f"{folder}: " + "; ".join(wrong[:3]) + more + advice)
+        raise UserError(f"{folder}: {listed(wrong)}{advice}")
     _check_base(file, said, base)
     return Adapter(load_arrays(files, specs, mesh, jnp.dtype("float32")), lora)
 

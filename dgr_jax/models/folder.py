@@ -58,6 +58,11 @@ def _opened(file: epath.Path) -> IO[bytes]:
         raise unreadable(file, error) from error
 
 
+def _cached(*key: object) -> pathlib.Path:
+    """The place in the user's cache of what has been made of something, as it was then."""
+    return user_cache() / "models" / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+
+
 def _imported(file: pathlib.Path) -> pathlib.Path:
     """The folder that a GGUF file is imported as, in the user's cache; made anew when the file has changed."""
     from dgr_jax.models.gguf_file import import_gguf
@@ -65,8 +70,7 @@ def _imported(file: pathlib.Path) -> pathlib.Path:
     if not file.is_file():
         raise UserError(f"model {file} does not exist; give a .gguf file, a Hugging Face folder or a hub id")
     stat = file.stat()
-    name = hashlib.sha256(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()
-    folder = user_cache() / "models" / name[:32]
+    folder = _cached(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
     if not folder.is_dir():
         logging.warning("%s: imported into %s", file, folder)
         import_gguf(file, folder)
@@ -82,8 +86,7 @@ def _copied(source: epath.Path, *, weights: bool) -> pathlib.Path:
     stats = [(file.name, stat.length, stat.mtime) for file in sorted(found) for stat in (file.stat(),)]
     if not all(changed for *_, changed in stats):
         raise UserError(f"{source}: its files do not tell when they were written; copy the folder, and give the copy")
-    name = hashlib.sha256(repr((str(source), stats)).encode()).hexdigest()
-    folder = user_cache() / "models" / name[:32]
+    folder = _cached(str(source), stats)
     if not folder.is_dir():
         logging.warning("%s: fetched into %s", source, folder)
         try:

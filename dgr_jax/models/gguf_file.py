@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dgr_jax.errors import UserError, foreign, shown
+from dgr_jax.errors import UserError, foreign, listed, shown
 from dgr_jax.models.config import ARCHITECTURES, ModelConfig
 from dgr_jax.models.export import write_model
 from dgr_jax.models.gguf_tokenizer import write_tokenizer
@@ -169,8 +169,7 @@ class GGUFFile:
                 if shape not in (None, spec.hf_shape):
                     problems.append(f"{tensor} has shape {list(shape or ())} instead of {list(spec.hf_shape)}")
         if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise UserError(f"{self._path}: {'; '.join(problems[:3])}{more}; fetch it again, or take another model")
+            raise UserError(f"{self._path}: {listed(problems)}; fetch it again, or take another model")
         for name, spec in specs.items():
             values = [self._values(tensor) for tensor in wanted[name]]
             if config.family == "llama" and name in ("layers.q", "layers.k"):

@@ -12,7 +12,7 @@ from absl import logging
 from dgr_kernels import KERNELS
 from etils import epath
 
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, listed
 from dgr_jax.models.adapter_files import load_adapter
 from dgr_jax.models.arrays import hf_names, load_arrays, problems
 from dgr_jax.models.config import ModelConfig
@@ -40,9 +40,8 @@ def _check(files: TensorFiles, config: ModelConfig, folder: pathlib.Path) -> Non
     # Buffers that old exporters wrote; they are functions of the config.
     found += [f"{name} is not part of this architecture" for name in extra if not name.endswith("rotary_emb.inv_freq")]
     if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         advice = "; config.json and weights do not belong together: take the folder of one unquantised, merged model"
-        raise UserError(f"{folder}: " + "; ".join(found[:3]) + more + advice)
+        raise UserError(f"{folder}: {listed(found)}{advice}")
 
 
 def default_dtype() -> str:

@@ -201,7 +201,7 @@ class Study:
                 try:
                     for kept in self._targets.values():  # there may be no room for both
                         kept.release()
-                    start, mesh = target.fresh(how.start_dtype), self._machine.mesh
+                    start, mesh = target.load(how.start_dtype), self._machine.mesh
                     tuned = train(start, sequences, how, mesh=mesh, folder=stage.folder, label=arm.name).model
                     del start
                 except DivergedError as error:  # a finding about the arm, not the end of the study

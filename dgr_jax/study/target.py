@@ -55,15 +55,12 @@ class Target:
 
     @functools.cached_property
     def _weights(self) -> Decoder:
-        return self._loaded(self._dtype)
+        return self.load(self._dtype)
 
-    def _loaded(self, dtype: str) -> Decoder:
+    def load(self, dtype: str) -> Decoder:
+        """The weights, for somebody's own use."""
         how: Any = {"mesh": self._machine.mesh, "implementation": self._machine.implementation}
         return from_pretrained(self._folder, dtype=dtype, **how)
-
-    def fresh(self, dtype: str) -> Decoder:
-        """The weights for training, which gives them up."""
-        return self._loaded(dtype)
 
     def release(self) -> None:
         """Gives up what is kept; it is loaded again when it is needed."""

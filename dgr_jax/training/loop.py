@@ -133,10 +133,10 @@ def train(
                 store.save(step + 1, training.leaves, scalars.get("validation_loss"))
             progress.advance(note=f"loss {scalars['loss']:.4f}")
             if stop:
-                return TrainingResult(training.model, history)
+                return TrainingResult(training.weights.model(), history)
         if store and recipe.export == "best" and (best := store.best) is not None:
             training.leaves = store.restore(best, training.leaves)
-    return TrainingResult(training.model, history)
+    return TrainingResult(training.weights.model(), history)
 
 
 def _check_fits(sequences: Sequence[TokenSequence], model: Decoder) -> None:

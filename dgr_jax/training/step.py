@@ -119,11 +119,6 @@ class Training:
         trained, self._moments = jax.tree.unflatten(structure, values)
         self.weights = self.weights._replace(trained=trained)
 
-    @property
-    def model(self) -> Decoder:
-        """In the dtypes that it is kept in."""
-        return self.weights.model()
-
 
 def loss_sum(model: Decoder, rows: PackedRows, *, remat: str = "none", base: Decoder | None = None) -> jax.Array:
     """The loss of some rows, summed over their targets: float32, in nats.
@@ -151,13 +146,9 @@ def loss_sum(model: Decoder, rows: PackedRows, *, remat: str = "none", base: Dec
     return jnp.sum(divergence * rows.divergence - log_prob * rows.weights)
 
 
-def counted(rows: PackedRows) -> jax.Array:
-    """The targets of some rows, by their weights."""
-    return rows.weights.sum() + (0 if rows.divergence is None else rows.divergence.sum())
-
-
 def _train_step(trained, moments, base, rows, rate, key, *, optimizer, remat, compute_dtype):
-    count = jnp.maximum(counted(rows), 1)
+    # All targets, by whichever loss they count.
+    count = jnp.maximum(rows.weights.sum() + (0 if rows.divergence is None else rows.divergence.sum()), 1)
 
     @jax.value_and_grad
     def loss_and_gradient(trained: Trained, micro: PackedRows, key: jax.Array | None) -> jax.Array:

@@ -5,6 +5,7 @@ and their softmax (on two cores, 4,096 tokens of width 512 took 1.35 times as lo
 unembedding would be as large as the unembedding. A chunk of the vocabulary has its gradient to itself.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,19 +30,50 @@ def chunk_size(tokens: int, vocabulary: int) -> int:
     return min(vocabulary, max(LEAST_ENTRIES, CHUNK_ELEMENTS // tokens // LEAST_ENTRIES * LEAST_ENTRIES))
 
 
+def over_chunks(of_chunk: Callable[..., Any], vocabulary: int, size: int) -> Any:
+    """What `of_chunk(first entry, size)` says of each chunk, on a leading axis; the last one may be smaller."""
+    whole, rest = divmod(vocabulary, size)
+    parts = jax.lax.map(lambda first: of_chunk(first, size), jnp.arange(whole, dtype=jnp.int32) * size)
+    if rest:
+        last = of_chunk(jnp.int32(whole * size), rest)
+        parts = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), parts, last)
+    return parts
+
+
+def gradients(
+    slopes_of: Callable[..., jax.Array], hidden: jax.Array, unembed: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Derivatives by hidden and unembed, given those by the logits of each chunk.
+
+    Args:
+      slopes_of: (first entry, size) -> [T, size].
+      hidden, unembed: as `token_scores` takes them.
+      size: entries of a chunk.
+    """
+
+    def visit(first: jax.Array, so_far: tuple[jax.Array, jax.Array], size: int = size):
+        dhidden, dunembed = so_far
+        slopes = slopes_of(first, size).astype(hidden.dtype)
+        dhidden += product("tv,vd->td", slopes, jax.lax.dynamic_slice_in_dim(unembed, first, size))
+        dchunk = product("tv,td->vd", slopes, hidden).astype(unembed.dtype)
+        return dhidden, jax.lax.dynamic_update_slice_in_dim(dunembed, dchunk, first, 0)
+
+    whole, rest = divmod(unembed.shape[0], size)
+    # Added up in float32: a hundred chunks in bfloat16 are off by two percent.
+    found = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(unembed))
+    found = jax.lax.fori_loop(0, whole, lambda i, so_far: visit(i * size, so_far), found)
+    dhidden, dunembed = visit(jnp.int32(whole * size), found, rest) if rest else found
+    return dhidden.astype(hidden.dtype), dunembed
+
+
 def _run(with_entropy: bool, hidden: jax.Array, unembed: jax.Array, targets: jax.Array) -> Partial:
     size = chunk_size(hidden.shape[0], unembed.shape[0])
 
-    def score(first: jax.Array, size: int = size) -> Partial:
+    def score(first: jax.Array, size: int) -> Partial:
         chunk = jax.lax.dynamic_slice_in_dim(unembed, first, size)
         return Partial.of_logits(product("td,vd->tv", hidden, chunk), targets - first, with_entropy)
 
-    whole, rest = divmod(unembed.shape[0], size)
-    parts = jax.lax.map(score, jnp.arange(whole, dtype=jnp.int32) * size)
-    if rest:
-        last = score(jnp.int32(whole * size), rest)
-        parts = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), parts, last)
-    return parts.merged()
+    return over_chunks(score, unembed.shape[0], size).merged()
 
 
 def _forward(with_entropy, hidden, unembed, targets):
@@ -54,20 +86,11 @@ def _backward(with_entropy, kept, given):
     factors = SlopeFactors.of(out, given)
     size = chunk_size(hidden.shape[0], unembed.shape[0])
 
-    def visit(first: jax.Array, gradients: tuple[jax.Array, jax.Array], size: int = size):
-        dhidden, dunembed = gradients
+    def slopes_of(first: jax.Array, size: int) -> jax.Array:
         chunk = jax.lax.dynamic_slice_in_dim(unembed, first, size)
-        slopes = factors.slopes(product("td,vd->tv", hidden, chunk), targets - first).astype(hidden.dtype)
-        dhidden += product("tv,vd->td", slopes, chunk)
-        dchunk = product("tv,td->vd", slopes, hidden).astype(unembed.dtype)
-        return dhidden, jax.lax.dynamic_update_slice_in_dim(dunembed, dchunk, first, 0)
+        return factors.slopes(product("td,vd->tv", hidden, chunk), targets - first)
 
-    whole, rest = divmod(unembed.shape[0], size)
-    # Added up in float32: a hundred chunks in bfloat16 are off by two percent.
-    gradients = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(unembed))
-    gradients = jax.lax.fori_loop(0, whole, lambda i, g: visit(i * size, g), gradients)
-    dhidden, dunembed = visit(jnp.int32(whole * size), gradients, rest) if rest else gradients
-    return dhidden.astype(hidden.dtype), dunembed, None
+    return *gradients(slopes_of, hidden, unembed, size), None
 
 
 _scores: Any = jax.custom_vjp(_run, nondiff_argnums=(0,))

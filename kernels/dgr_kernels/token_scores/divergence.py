@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int
 
 from dgr_kernels.partition import Partition
 from dgr_kernels.precision import product
-from dgr_kernels.token_scores.chunked import chunk_size
+from dgr_kernels.token_scores.chunked import chunk_size, gradients, over_chunks
 
 
 class Divergence(NamedTuple):
@@ -108,7 +108,7 @@ def token_divergence(
 def _run(hidden, unembed, base_hidden, base_unembed, targets) -> _Part:
     size = chunk_size(hidden.shape[0], unembed.shape[0])
 
-    def of_chunk(first: jax.Array, size: int = size) -> _Part:
+    def of_chunk(first: jax.Array, size: int) -> _Part:
         logits, base = _logits(hidden, unembed, base_hidden, base_unembed, first, size)
         within = targets - first
         inside = (within >= 0) & (within < size)
@@ -117,12 +117,7 @@ def _run(hidden, unembed, base_hidden, base_unembed, targets) -> _Part:
         lse = jax.nn.logsumexp
         return _Part(lse(logits, axis=-1), jnp.where(inside, target, -jnp.inf), lse(base, axis=-1), gap)
 
-    whole, rest = divmod(unembed.shape[0], size)
-    parts = jax.lax.map(of_chunk, jnp.arange(whole, dtype=jnp.int32) * size)
-    if rest:
-        last = of_chunk(jnp.int32(whole * size), rest)
-        parts = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), parts, last)
-    return parts.merged()
+    return over_chunks(of_chunk, unembed.shape[0], size).merged()
 
 
 def _logits(hidden, unembed, base_hidden, base_unembed, first, size: int) -> tuple[jax.Array, jax.Array]:
@@ -141,22 +136,15 @@ def _backward(kept, given: _Part):
     (hidden, unembed, base_hidden, base_unembed, targets), out = kept
     size = chunk_size(hidden.shape[0], unembed.shape[0])
 
-    def visit(first: jax.Array, gradients: tuple[jax.Array, jax.Array], size: int = size):
-        dhidden, dunembed = gradients
+    def slopes_of(first: jax.Array, size: int) -> jax.Array:
         logits, base = _logits(hidden, unembed, base_hidden, base_unembed, first, size)
         slopes = given.log_sum_exp[:, None] * jnp.exp(logits - out.log_sum_exp[:, None])
         slopes -= given.gap[:, None] * jnp.exp(base - out.base_log_sum_exp[:, None])
         is_target = jnp.arange(size, dtype=jnp.int32) == (targets - first)[:, None]
-        slopes = (slopes + jnp.where(is_target, given.target[:, None], 0)).astype(hidden.dtype)
-        dhidden += product("tv,vd->td", slopes, jax.lax.dynamic_slice_in_dim(unembed, first, size))
-        dchunk = product("tv,td->vd", slopes, hidden).astype(unembed.dtype)
-        return dhidden, jax.lax.dynamic_update_slice_in_dim(dunembed, dchunk, first, 0)
+        return slopes + jnp.where(is_target, given.target[:, None], 0)
 
-    whole, rest = divmod(unembed.shape[0], size)
-    gradients = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(unembed))
-    gradients = jax.lax.fori_loop(0, whole, lambda i, g: visit(i * size, g), gradients)
-    dhidden, dunembed = visit(jnp.int32(whole * size), gradients, rest) if rest else gradients
-    return dhidden.astype(hidden.dtype), dunembed, jnp.zeros_like(base_hidden), jnp.zeros_like(base_unembed), None
+    by_ours = gradients(slopes_of, hidden, unembed, size)
+    return *by_ours, jnp.zeros_like(base_hidden), jnp.zeros_like(base_unembed), None
 
 
 _part: Any = jax.custom_vjp(_run)
