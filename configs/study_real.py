@@ -19,10 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
             "title": "DGR on a real model",
             "models": {"target": "Qwen/Qwen3-0.6B"},
             "dtype": "bfloat16",
-            "sources": {"star1": {"spec": "star1"}},
-            "template": None,
+            "sources": {"star1": [{"spec": "star1", "rows": 0}]},
             "judge": None,
-            "refine": {"scaffold": None, "attempts": 1, "max_new_tokens": 4096},
+            "refine": {"DGR": {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 4096}},
             "recipe": {
                 "epochs": 5,
                 "batch_size": 8,
@@ -33,9 +32,17 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "defaults": {"source": ["star1"], "benign": [True], "seed": [0, 1]},
             "grids": ({"dose": [0.0, 1.0], "learning_rate": [1e-5, 5e-5]},),
-            "suites": ({"spec": "gsm8k:gsm8k_test.jsonl"}, {"spec": "xstest:xstest_prompts.csv"}),
+            "suites": (
+                {"spec": "gsm8k:gsm8k_test.jsonl", "items": 0, "seed": 0, "groups": []},
+                {"spec": "xstest:xstest_prompts.csv", "items": 0, "seed": 0, "groups": []},
+            ),
             "decoding": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 4096},
             "samples_per_item": 1,
+            "diagnosis": {
+                "opener_tokens": 8,
+                "separate": {"spec": "separate=gsm8k:gsm8k_train.jsonl", "items": 100, "seed": 0, "groups": []},
+            },
+            "show_texts": False,
             "batch_size": config_dict.placeholder(int),
         }
     )

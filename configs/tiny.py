@@ -12,6 +12,8 @@ import ml_collections
 
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
 
+REWRITE = {"template": f"{ASSETS}/tiny_rewrite_prompt.txt", "scaffold": None, "attempts": 1, "max_new_tokens": 128}
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The study. Grids are products over fields of `dgr_jax.study.config.Arm`; `defaults` fill what they leave out."""
@@ -21,9 +23,15 @@ def get_config() -> ml_collections.ConfigDict:
             "models": {"tiny": f"{ASSETS}/tiny_lrm"},
             "dtype": "float32",
             "sources": {"r1_act": {"tiny": "r1_act", "harmful": 200, "benign": 100}},
-            "template": f"{ASSETS}/tiny_rewrite_prompt.txt",
             "judge": f"{ASSETS}/tiny_judge.json",
-            "refine": {"scaffold": None, "attempts": 1, "max_new_tokens": 128},
+            "refine": {
+                "DGR": {
+                    "template": f"{ASSETS}/tiny_rewrite_prompt.txt",
+                    "scaffold": None,
+                    "attempts": 1,
+                    "max_new_tokens": 128,
+                }
+            },
             "recipe": {"epochs": 5, "batch_size": 8, "row_length": 160},
             "defaults": {"source": ["r1_act"], "benign": [True], "seed": [0]},
             "grids": (
@@ -38,5 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
             "decoding": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 128},
             "samples_per_item": 2,
             "batch_size": 64,
+            "diagnosis": {},
+            "show_texts": True,
         }
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from dgr_jax.data.derived import DIRECT_REFUSAL_REASONING, FORMS, in_form, solved_rows
 from dgr_jax.data.files import (
     BadRows,
     OnBadRow,
@@ -38,9 +39,6 @@ PUBLISHED_LABELS = {
     "adversarial_benign": "benign",
 }
 """Published label -> the Trace's. The finer one stays in `meta`."""
-
-DIRECT_REFUSAL_REASONING = "I should not answer this question!"
-"""The whole thinking of every DirectRefusal row (Safety-Tax, arXiv 2503.00555)."""
 
 # A Qwen2.5 conversation, s1's markers in place of think tags. Its system turn is the template's, not data.
 _S1_TEXT = re.compile(
@@ -88,6 +86,9 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
         - "NAME" or "NAME:PLACE" with a name of `ADAPTERS`; PLACE is a .json (one list), .jsonl or .parquet
           file or a hub id, by default the author's;
         - "hf:HUB_ID": rows with a Trace's fields, through the datasets library;
+        - "solved:PLACE": the right answers of an evaluation, by its folder or samples.jsonl;
+        - "direct_refusal_form:SPEC", "r1_act_form:SPEC": the harmful rows of another source, in that form: see
+          `dgr_jax.data.derived`;
         - "tfds:FOLDER_OR_NAME": the same in ArrayRecord, through TensorFlow Datasets. It has no null and no free-form
           objects: an empty `label` or `system` is an absent one, `meta` is a JSON string.
         The last three and hub ids may end in "@SPLIT", by default "@train" ("@train[:100]" works too).
@@ -101,6 +102,8 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
         adapter = ADAPTERS[name]
         rows = _published_rows(place or adapter.hub_id)
         return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows)
+    if name in FORMS and place:
+        return (in_form(name, trace) for trace in iter_source(place, on_bad_row, bad_rows))
     if name in _READERS and place:
         return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows)
     file, suffixes = (place, (f".{name}",)) if name in _FILES else (spec, _SUFFIXES)
@@ -108,7 +111,7 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
         return iter_traces(file, on_bad_row, bad_rows)
     raise UserError(
         f"source {spec!r} is not known; give a .jsonl or .parquet file of traces, or NAME:PLACE with one of "
-        f"{', '.join([*ADAPTERS, *_FILES, *_READERS])}"
+        f"{', '.join([*ADAPTERS, *_FILES, *_READERS, *FORMS])}"
     )
 
 
@@ -310,5 +313,5 @@ def _not_loaded(spec: str, error: Exception) -> UserError:
     )
 
 
-_READERS: dict[str, Callable[[str], Iterator[PlacedRow]]] = {"hf": _hub_rows, "tfds": _tfds_rows}
+_READERS: dict[str, Callable[[str], Iterator[PlacedRow]]] = {"hf": _hub_rows, "tfds": _tfds_rows, "solved": solved_rows}
 """Readers of rows that have a Trace's fields."""

@@ -114,24 +114,50 @@ def pick_tokens(logits: jax.Array, uniform: jax.Array, *, temperature: float, to
     return jnp.where(reached.any(axis=-1), jnp.argmax(reached, axis=-1), last).astype(jnp.int32)
 
 
+_FEW = 64
+"""Likeliest tokens among which a CPU looks for the end of the nucleus first."""
+
+
 def _nucleus_floor(probabilities: jax.Array, top_p: float) -> jax.Array:
     """The largest probability whose tokens, with all likelier ones, sum to `top_p`: float32 [B, 1].
 
-    Found by bisection over the bit patterns of floats, which are ordered as the non-negative floats are: exact after
-    one pass over the vocabulary per bit.
+    Each guess is a pass over the vocabulary. Bisection over the bit patterns of floats, which are ordered as the
+    non-negative floats are, is exact after one pass per bit; over the likeliest tokens, where they hold the nucleus, it
+    finds the same number in a fifth of them (64 rows of 151,936 on two CPU cores: 40 ms in place of 80).
     """
 
-    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        kept = probabilities >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.sum(jnp.where(kept, probabilities, 0), axis=-1, keepdims=True) >= top_p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    def enough(floor: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(probabilities >= floor, probabilities, 0), axis=-1, keepdims=True) >= top_p
 
-    likeliest = jax.lax.bitcast_convert_type(probabilities.max(axis=-1, keepdims=True), jnp.int32)
-    passes = int(np.float32(1).view(np.int32) + 1).bit_length()
-    floor, _ = jax.lax.fori_loop(0, passes, halve, (jnp.zeros_like(likeliest), likeliest + 1))
-    return jax.lax.bitcast_convert_type(floor, jnp.float32)
+    def among_bits() -> jax.Array:
+        def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bounds
+            middle = (low + high) // 2
+            kept = enough(jax.lax.bitcast_convert_type(middle, jnp.float32))
+            return jnp.where(kept, middle, low), jnp.where(kept, high, middle)
+
+        likeliest = jax.lax.bitcast_convert_type(probabilities.max(axis=-1, keepdims=True), jnp.int32)
+        passes = int(np.float32(1).view(np.int32) + 1).bit_length()
+        floor, _ = jax.lax.fori_loop(0, passes, halve, (jnp.zeros_like(likeliest), likeliest + 1))
+        return jax.lax.bitcast_convert_type(floor, jnp.float32)
+
+    def among_likeliest() -> jax.Array:
+        top = jax.lax.top_k(probabilities, min(_FEW, probabilities.shape[1]))[0]
+
+        def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            first, last = bounds  # the place of the end is one of these; the last is enough
+            middle = (first + last) // 2
+            kept = enough(jnp.take_along_axis(top, middle, axis=1))
+            return jnp.where(kept, first, middle + 1), jnp.where(kept, middle, last)
+
+        def search() -> jax.Array:
+            last = jnp.full((len(top), 1), top.shape[1] - 1, jnp.int32)
+            place, _ = jax.lax.fori_loop(0, top.shape[1].bit_length(), halve, (jnp.zeros_like(last), last))
+            return jnp.take_along_axis(top, place, axis=1)
+
+        return jax.lax.cond(enough(top[:, -1:]).all(), search, among_bits)
+
+    return jax.lax.platform_dependent(cpu=among_likeliest, default=among_bits)
 
 
 def _decode(

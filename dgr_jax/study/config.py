@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -18,7 +19,8 @@ class Arm:
     Attributes:
       model: name of a base model of the study.
       source: name of a source of the study.
-      dose: share of rows that are replaced by their refined version: 0 is vanilla SFT, 1 is DGR.
+      refine: name of a refinement of the study, whose rows take the place of the originals.
+      dose: share of rows that are replaced by their refined version: 0 is vanilla SFT, 1 is all of them.
       native: use rows written by a template in the target's own voice instead (tiny world only).
       rows: how many rows; 0 takes all.
       benign: keep the source's benign rows.
@@ -28,6 +30,7 @@ class Arm:
 
     model: str
     source: str
+    refine: str = "DGR"
     dose: float = 0.0
     native: bool = False
     rows: int = 0
@@ -49,12 +52,13 @@ class Arm:
         """What the arm is called in tables."""
         if self.native:
             return "native"
-        return {0.0: "vanilla", 1.0: "DGR"}.get(self.dose, f"{self.dose:g} dose")
+        partly = f"{self.dose:g} dose" if self.refine == "DGR" else f"{self.refine}, {self.dose:g} dose"
+        return {0.0: "vanilla", 1.0: self.refine}.get(self.dose, partly)
 
     @property
     def name(self) -> str:
         """Unique within a study, and a folder's name."""
-        parts = [self.model, self.source, self.kind.replace(" ", "-")]
+        parts = [self.model, self.source, self.kind.replace(",", "").replace(" ", "-")]
         parts += [f"rows{self.rows}"] if self.rows else []
         parts += [] if self.benign else ["no-benign"]
         parts += [f"steps{self.steps}"] if self.steps else []
@@ -62,18 +66,22 @@ class Arm:
 
 
 _FIELDS: dict[str, Any] = {
-    "title": str, "models": {str: str}, "dtype": str, "sources": {str: Mapping}, "template": str | None,
-    "judge": str | None, "refine": Mapping, "recipe": Mapping, "defaults": Mapping, "grids": [Mapping],
-    "suites": [Mapping], "decoding": Mapping, "samples_per_item": int, "batch_size": int | None,
+    "title": str, "models": {str: str}, "dtype": str, "sources": {str: Mapping | Sequence}, "judge": str | None,
+    "refine": {str: Mapping}, "recipe": Mapping, "defaults": Mapping, "grids": [Mapping], "suites": [Mapping],
+    "decoding": Mapping, "samples_per_item": int, "batch_size": int | None, "diagnosis": Mapping,
+    "show_texts": bool,
 }  # fmt: skip
 """Field -> kind, see `_is`."""
-_REFINE = {"scaffold": str | None, "attempts": int, "max_new_tokens": int}
-_SPEC = {"spec": str}
+_REFINE = {"template": str | None, "scaffold": str | None, "attempts": int, "max_new_tokens": int}
+_REFINE_MORE = {"pick": str, "on_reject": str, "prefill": str | None, "temperature": float}
+"""Fields that a refinement may leave out."""
+_PART = {"spec": str, "rows": int}
+_SUITE = {"spec": str, "items": int, "seed": int, "groups": [str]}
+_DIAGNOSIS = {"opener_tokens": int, "separate": Mapping}
 _TINY_SOURCE = {"tiny": str, "harmful": int, "benign": int}
 _TINY_SUITE = {"tiny": str, "items": int, "seed": int}
-_MOST_ROWS = 10**6
-"""Of a source or suite of the tiny world, where they are made in memory."""
-_LARGEST_SEED = 2**63 - 1
+_MOST = {"items": 10**6, "rows": 10**6, "harmful": 10**6, "benign": 10**6, "seed": 2**63 - 1}
+"""What counts may be, of sources and suites: those of the tiny world are made in memory."""
 
 
 def read_arms(config: Mapping[str, Any]) -> list[Arm]:
@@ -84,19 +92,33 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
     """
     _check_kind("the config", config, Mapping)
     _check_fields("the config", config, _FIELDS)
-    _check_fields("refine", config["refine"], _REFINE)
+    for name, refinement in config["refine"].items():
+        optional = {field: kind for field, kind in _REFINE_MORE.items() if field in refinement}
+        _check_fields(f"refine.{name}", refinement, _REFINE | optional)
+        if not re.fullmatch(r"[\w .-]+", name) or name in ("base", "vanilla", "native"):
+            raise UserError(f"study config: a refinement is called {name!r}; take other letters, digits and spaces")
     _check("decoding", config["decoding"], _names(Decoding))
     _check("recipe", config["recipe"], _names(Recipe) - {"learning_rate", "steps", "seed", "compute_dtype"})
     for field in ("samples_per_item", "batch_size"):
         if config[field] is not None and config[field] < 1:
             raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
     for name, source in config["sources"].items():
-        _check_tiny(f"sources.{name}", source, _TINY_SOURCE, SOURCES)
+        if isinstance(source, Mapping):
+            _check_tiny(f"sources.{name}", source, _TINY_SOURCE, SOURCES)
+        for part in () if isinstance(source, Mapping) else source:
+            _check_kind(f"a part of sources.{name}", part, Mapping)
+            _check_fields(f"a part of sources.{name}", part, _PART)
+            _check_counts(f"a part of sources.{name}", part)
     for suite in config["suites"]:
-        _check_tiny("a suite", suite, _TINY_SUITE, ("problems", "harmful", "benign"))
+        _check_suite("a suite", suite)
+    if looks := config["diagnosis"]:
+        _check_fields("diagnosis", looks, _DIAGNOSIS)
+        _check_suite("diagnosis.separate", looks["separate"])
+        if looks["opener_tokens"] < 1:
+            raise UserError(f"study config: diagnosis.opener_tokens is {looks['opener_tokens']}; give 1 or more")
     arms = expand(config["grids"], {"model": list(config["models"]), **config["defaults"]})
     for arm in arms:
-        for field, known in (("model", config["models"]), ("source", config["sources"])):
+        for field, known in (("model", config["models"]), ("source", config["sources"]), ("refine", config["refine"])):
             if (value := getattr(arm, field)) not in known:
                 names = ", ".join(sorted(known))
                 raise UserError(f"study config: a grid has {field} {value!r}; the config has {names}")
@@ -149,23 +171,26 @@ def _names(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
+def _check_suite(what: str, given: Mapping[str, Any]) -> None:
+    if "tiny" in given:
+        _check_tiny(what, given, _TINY_SUITE, ("problems", "harmful", "benign"))
+    else:
+        _check_fields(what, given, _SUITE)
+        _check_counts(what, given)
+
+
 def _check_tiny(what: str, given: Mapping[str, Any], fields: Mapping[str, Any], names: Collection[str]) -> None:
-    """A source or suite is of the tiny world, or has a spec."""
-    if "tiny" not in given:
-        fields = _SPEC
+    """A source or suite is of the tiny world."""
     _check_fields(what, given, fields)
-    if fields is _SPEC:
-        return
-    for field, most in {
-        "items": _MOST_ROWS,
-        "harmful": _MOST_ROWS,
-        "benign": _MOST_ROWS,
-        "seed": _LARGEST_SEED,
-    }.items():
-        if not 0 <= (count := given.get(field, 0)) <= most:
-            raise UserError(f"study config: {what}: {field} is {shown(count)}; give 0 to {most:,}")
+    _check_counts(what, given)
     if given["tiny"] not in names:
         raise UserError(f"study config: {what} has tiny {given['tiny']!r}; the tiny world has {', '.join(names)}")
+
+
+def _check_counts(what: str, given: Mapping[str, Any]) -> None:
+    for field, most in _MOST.items():
+        if not 0 <= (count := given.get(field, 0)) <= most:
+            raise UserError(f"study config: {what}: {field} is {shown(count)}; give 0 to {most:,}")
 
 
 def _check_fields(what: str, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:

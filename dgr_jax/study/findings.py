@@ -2,23 +2,15 @@
 
 import collections
 import dataclasses
-import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from dgr_jax.statistics import Difference, paired_difference
-
-NOTICEABLE = 0.05
-"""Differences of a rate up to this (5 points) are not called differences."""
-
-FEWEST_TO_RANK = 4
-"""Arms from which on a rank correlation is given: two always correlate perfectly."""
-
-ALL_SOURCES = "all sources"
+from dgr_jax.study.correlation import ALL_SOURCES, FEWEST_TO_RANK, correlate
+from dgr_jax.study.runs import NOTICEABLE, Run, before, grouped, mean, show_setting
 
 VERDICTS = {
     "agrees": "refined rows cost less reasoning",
@@ -37,16 +29,6 @@ PAIRED = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate")
 """Rates of which a run keeps each prompt's, by its id."""
 _RATES = (*PAIRED, "refusal_rate")
 
-Run = Mapping[str, Any]
-
-
-def grouped[Item](items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    """Items by their key, in the order in which keys come up."""
-    groups: dict[Any, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
 
 def _setting(run: Run) -> tuple[Any, ...]:
     return tuple(run[key] for key in _SETTING)
@@ -54,15 +36,17 @@ def _setting(run: Run) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Vanilla and DGR arms that differ in the rows' wording alone.
+    """Arms on original and on refined rows, which differ in the rows' wording alone.
 
     Attributes:
+      kind: of the refined arms.
       setting: model, source, benign, rows, steps and learning rate.
       base: reasoning accuracy before alignment.
       vanilla, refined: rate -> its values, one per seed, in the same order of seeds.
-      paired: rate -> DGR less vanilla over the same prompts, each prompt's answers of all seeds together.
+      paired: rate -> refined less vanilla over the same prompts, each prompt's answers of all seeds together.
     """
 
+    kind: str
     setting: dict[str, Any]
     base: float
     vanilla: dict[str, list[float]]
@@ -71,7 +55,7 @@ class Comparison:
 
     @property
     def gains(self) -> list[float]:
-        """Reasoning accuracy of DGR less that of vanilla SFT, per seed."""
+        """Reasoning accuracy on refined rows less that on the originals, per seed."""
         return _differences(self, "reasoning_accuracy")
 
     @property
@@ -99,18 +83,19 @@ def _differences(pair: Comparison, rate: str) -> list[float]:
 
 
 def compare(runs: Sequence[Run]) -> list[Comparison]:
-    """All settings in which both a vanilla and a DGR arm were run, over the seeds that both have."""
-    base = _before(runs)
-    both = [run for run in runs if run["kind"] in ("vanilla", "DGR")]
+    """All settings in which vanilla arms and some on refined rows were run, over the seeds that both have."""
+    base = before(runs)
     comparisons = []
-    for setting, arms in sorted(grouped(both, _setting).items()):
-        a, b = ({run["seed"]: run for run in arms if run["kind"] == kind} for kind in ("vanilla", "DGR"))
-        seeds = sorted(a.keys() & b.keys())
-        if seeds:
-            vanilla, refined = ({rate: [arm[s][rate]["value"] for s in seeds] for rate in _RATES} for arm in (a, b))
-            about = dict(zip(_SETTING, setting, strict=True))
-            paired = {rate: _paired([a[s] for s in seeds], [b[s] for s in seeds], rate) for rate in PAIRED}
-            comparisons.append(Comparison(about, base[about["model"]], vanilla, refined, paired))
+    for setting, arms in sorted(grouped((run for run in runs if run["kind"] != "base"), _setting).items()):
+        by_kind = grouped(arms, lambda run: run["kind"])
+        for kind in sorted(by_kind.keys() - {"vanilla", "native"}, key=lambda kind: (kind != "DGR", kind)):
+            a, b = ({run["seed"]: run for run in by_kind.get(name, ())} for name in ("vanilla", kind))
+            seeds = sorted(a.keys() & b.keys())
+            if seeds and not kind.endswith(" dose"):
+                vanilla, refined = ({rate: [arm[s][rate]["value"] for s in seeds] for rate in _RATES} for arm in (a, b))
+                about = dict(zip(_SETTING, setting, strict=True))
+                paired = {rate: _paired([a[s] for s in seeds], [b[s] for s in seeds], rate) for rate in PAIRED}
+                comparisons.append(Comparison(kind, about, base[about["model"]], vanilla, refined, paired))
     return comparisons
 
 
@@ -121,94 +106,9 @@ def _paired(a: Sequence[Run], b: Sequence[Run], rate: str) -> Difference:
     return paired_difference(*sides)
 
 
-def _before(runs: Iterable[Run]) -> dict[str, float]:
-    return {run["model"]: run["reasoning_accuracy"]["value"] for run in runs if run["kind"] == "base"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rho:
-    """Spearman's rank correlation.
-
-    Attributes:
-      value: rho, with mean ranks for ties.
-      p: two-sided, by permutation: of all orders up to 8 points, else of 9,999 random ones.
-    """
-
-    value: float
-    p: float
-
-    def __str__(self) -> str:
-        return f"{self.value:+.2f} (p {f'{self.p:.2f}'.removeprefix('0') if self.p >= 0.01 else '< .01'})"
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Rho | None:
-    """Spearman's rho and how easily it comes about by chance; None where one side does not vary."""
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return None
-    ranks, fixed = (scipy.stats.rankdata(side) - (len(x) + 1) / 2 for side in (x, y))
-    scale = float(np.sqrt((ranks**2).sum() * (fixed**2).sum()))
-    found = scipy.stats.permutation_test(
-        (ranks,), lambda side, axis: (side * fixed).sum(axis) / scale, permutation_type="pairings", vectorized=True,
-        n_resamples=9_999 if len(x) > _MOST_ORDERED else math.factorial(len(x)), rng=0,
-    )  # fmt: skip
-    return Rho(float(found.statistic), float(found.pvalue))
-
-
-_MOST_ORDERED = 8
-"""Points all of whose orders are looked at, 40,320 at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Correlation:
-    """Spearman's rho of shift and lost accuracy over arms (means over seeds) that differ in their rows' wording.
-
-    All of them are on all rows, of one model, with or without benign rows, at one learning rate: the number of steps
-    and the rate would otherwise decide the damage.
-
-    Attributes:
-      source: one source, or "all sources".
-      arms: how many.
-      per_token, per_row: with the shift as nats per token, and summed over a row; None where a side does not vary.
-    """
-
-    learning_rate: float
-    model: str
-    source: str
-    benign: bool
-    arms: int
-    per_token: Rho | None
-    per_row: Rho | None
-
-
-def correlate(runs: Sequence[Run]) -> list[Correlation]:
-    """All groups of enough arms whose damage differs noticeably."""
-    base = _before(runs)
-    whole = [run for run in runs if run["kind"] != "base" and not run["rows"]]
-    by = ("learning_rate", "model", "benign", "source", "kind", "steps")
-    arms = grouped(whole, lambda run: tuple(run[key] for key in by))
-    named = [(*key[:3], name, arm) for key, arm in arms.items() for name in (key[3], ALL_SOURCES)]
-    groups = {key: [arm for *_, arm in found] for key, found in grouped(named, lambda entry: entry[:4]).items()}
-    found = []
-    for (rate, model, benign, name), group in sorted(groups.items()):
-        lost = [base[model] - _mean(arm, lambda run: run["reasoning_accuracy"]["value"]) for arm in group]
-        alone = name == ALL_SOURCES and len({arm[0]["source"] for arm in group}) == 1
-        if alone or len(group) < FEWEST_TO_RANK or max(lost) - min(lost) <= NOTICEABLE:
-            continue
-        per_token = [_mean(arm, lambda run: run["shift_nll"]["value"]) for arm in group]
-        lengths = [_mean(arm, lambda run: run["train_tokens"] / run["train_rows"]) for arm in group]
-        per_row = [nats * length for nats, length in zip(per_token, lengths, strict=True)]
-        rhos = rank_correlation(per_token, lost), rank_correlation(per_row, lost)
-        found.append(Correlation(rate, model, name, benign, len(group), *rhos))
-    return found
-
-
-def _mean(arm: Sequence[Run], number: Callable[[Run], float]) -> float:
-    return statistics.fmean(map(number, arm))
-
-
 def claims(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The paper's claims, each with a sentence that says what these runs show."""
-    pairs = compare(runs)
+    pairs = [pair for pair in compare(runs) if pair.kind == "DGR"]
     found = [
         ("Refined rows cost less reasoning than the originals", _reasoning(pairs)),
         ("More reasoning at equal safety", _equal_safety(runs)),
@@ -246,7 +146,7 @@ def safest(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, tuple[float, 
     found: dict[tuple[str, str], dict[str, tuple[float, str] | None]] = {}
     for (kind, model, source, benign, rows, steps, rate), seeds in sorted(arms.items()):
         solved, refused, over = (
-            _mean(seeds, lambda run, key=key: run[key]["value"])
+            mean(seeds, lambda run, key=key: run[key]["value"])
             for key in ("reasoning_accuracy", "refusal_rate", "over_refusal_rate")
         )
         best = found.setdefault((model, source), {}).setdefault(kind, None)
@@ -312,15 +212,6 @@ def _shift(runs: Sequence[Run]) -> str:
     return _capital(f"{'; '.join(parts)}.")
 
 
-def correlation_table(found: Sequence[Correlation]) -> list[list[str]]:
-    """Head and one row per correlation."""
-    rows = [["learning rate", "model", "source", "benign", "arms", "rho, shift per token", "rho, shift per row"]]
-    for c in found:
-        rhos = ["-" if rho is None else str(rho) for rho in (c.per_token, c.per_row)]
-        rows.append([f"{c.learning_rate:g}", c.model, c.source, _show("benign", c.benign), f"{c.arms}", *rhos])
-    return rows
-
-
 def _few_rows(pairs: Sequence[Comparison]) -> str:
     """What the arms on the fewest rows show."""
     fewest = min(pair.setting["rows"] for pair in pairs)
@@ -364,15 +255,20 @@ def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
     if not pairs:
         return [["no setting has both a vanilla and a DGR arm"]]
     varying = [key for key in _SETTING if len({pair.setting[key] for pair in pairs}) > 1]
+    several = len({pair.kind for pair in pairs}) > 1
+    refined = "refined" if several else pairs[0].kind
     head = [
+        *(["refined rows"] if several else []),
         *(key.replace("_", " ") for key in varying),
         "seeds",
         "reasoning before",
         "vanilla",
-        "DGR",
+        refined,
         "difference [95 %]",
     ]
-    head += ["harmful: vanilla", "DGR", "refused: vanilla", "DGR", "over-refusal: vanilla", "DGR", "less damage?"]
+    for rate in ("harmful", "refused", "over-refusal"):
+        head += [f"{rate}: vanilla", refined]
+    head += ["less damage?"]
     rows = [head]
     for pair in pairs:
         means = [
@@ -383,14 +279,9 @@ def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
         paired = pair.paired["reasoning_accuracy"]
         gain = f"{_points(statistics.fmean(pair.gains))} {_span([paired.low, paired.high])}"
         reasoning = [f"{statistics.fmean(arm['reasoning_accuracy']):.2f}" for arm in (pair.vanilla, pair.refined)]
-        setting = [_show(key, pair.setting[key]) for key in varying]
-        rows.append([*setting, str(len(pair.gains)), f"{pair.base:.2f}", *reasoning, gain, *means, pair.verdict])
+        setting = [show_setting(key, pair.setting[key]) for key in varying]
+        of_kind = [pair.kind] if several else []
+        rows.append(
+            [*of_kind, *setting, str(len(pair.gains)), f"{pair.base:.2f}", *reasoning, gain, *means, pair.verdict]
+        )
     return rows
-
-
-def _show(key: str, value: Any) -> str:
-    if key in ("rows", "steps") and value == 0:
-        return {"rows": "all", "steps": "by epochs"}[key]
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)

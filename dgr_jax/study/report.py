@@ -14,7 +14,9 @@ from etils import epath
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.reports.document import Picture, Section, Table, aligned, write_document
 from dgr_jax.statistics import rate
-from dgr_jax.study import findings, plots
+from dgr_jax.study import correlation, findings, plots
+from dgr_jax.study.diagnosis import ENDINGS
+from dgr_jax.study.runs import NOTICEABLE, grouped
 
 _COLUMNS = (
     ("reasoning_accuracy", "reasoning"),
@@ -37,7 +39,7 @@ def aggregate(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _by_arm(runs: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Runs that differ in their seed alone, together."""
-    return list(findings.grouped(runs, lambda run: tuple(run.get(key) for key in _SAME_ARM)).values())
+    return list(grouped(runs, lambda run: tuple(run.get(key) for key in _SAME_ARM)).values())
 
 
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for metric, _ in _COLUMNS:
         numbers = [run[metric] for run in measured if run[metric]]
         arm[metric] = _mean_number(numbers) if numbers else None
+    arm["diagnosis"] = _mean_diagnosis(measured)
     for metric in ("other_rate", "truncation_rate"):
         suites = measured[0][metric] if measured else {}
         arm[metric] = {suite: statistics.fmean(run[metric][suite] for run in measured) for suite in suites}
@@ -94,6 +97,31 @@ def _seeds(arm: Mapping[str, Any]) -> str:
     return f"{arm['seeds']}" + (f", {arm['diverged']} diverged" if arm["diverged"] else "")
 
 
+def _diagnosis_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    arms = [arm for arm in arms if arm.get("diagnosis")]
+    head, names = _names(arms)
+    rows = [[*head, "solved", "own opener", "own surprise, nats/token", *ENDINGS[1:], "tokens"]]
+    for arm, name in zip(arms, names, strict=True):
+        looks = arm["diagnosis"]
+        numbers = [_cell(number) for number in (arm["reasoning_accuracy"], looks["opener"], looks["surprise"])]
+        shares = [f"{looks['errors'][ending]:.2f}" for ending in ENDINGS[1:]]
+        rows.append([*name, *numbers, *shares, f"{looks['errors']['tokens']:.0f}"])
+    return rows
+
+
+def _mean_diagnosis(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    looks = [run["diagnosis"] for run in runs if run.get("diagnosis")]
+    if not looks:
+        return None
+    found: dict[str, Any] = {
+        "errors": {k: statistics.fmean(one["errors"][k] for one in looks) for k in looks[0]["errors"]}
+    }
+    for name, field in (("opener", "own_opener_accuracy"), ("surprise", "own_surprise")):
+        numbers = [one[field] for one in looks if one.get(field)]
+        found[name] = _mean_number(numbers) if numbers else None
+    return found
+
+
 def _neither_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Means over seeds of what the three numbers do not count."""
     head, names = _names(arms)
@@ -132,8 +160,10 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     compared = findings.comparison_table(findings.compare(results["runs"]))
     sections += [Table("Reasoning at equal safety", _SAFEST_TEXT, findings.safest_table(results["runs"]))]
     sections += [Table("The same rows in other words", _COMPARISON_TEXT, compared)]
-    if correlations := findings.correlate(results["runs"]):
-        sections += [Table("Shift and damage", _CORRELATION_TEXT, findings.correlation_table(correlations))]
+    if any(arm.get("diagnosis") for arm in arms):
+        sections += [Table("Diagnosis", _DIAGNOSIS_TEXT, _diagnosis_rows(arms))]
+    if correlations := correlation.correlate(results["runs"]):
+        sections += [Table("Shift and damage", _CORRELATION_TEXT, correlation.correlation_table(correlations))]
     sections += [Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
     sections += [Table("Neither, and cut off", _NEITHER_TEXT, _neither_rows(arms))]
     sections += [Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
@@ -142,7 +172,7 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
 
 
 _CLAIMS_TEXT = (
-    f"Differences of up to {100 * findings.NOTICEABLE:.0f} points are not called differences. A toy world can agree "
+    f"Differences of up to {100 * NOTICEABLE:.0f} points are not called differences. A toy world can agree "
     "with a claim or contradict it; it proves nothing about real models."
 )
 _SAFEST_TEXT = (
@@ -152,17 +182,23 @@ _SAFEST_TEXT = (
     "is a little too good, for all kinds alike; a dash: no such arm is safe."
 )
 _COMPARISON_TEXT = (
-    "Vanilla SFT and DGR on the same prompts, recipe and seeds. Difference: reasoning accuracy of DGR less that of "
-    "vanilla in points, mean over seeds, with its 95 % interval by pairs of answers to the same problem. The last "
-    "column says whether refined rows did less damage; "
+    "Vanilla SFT and refined rows, on the same prompts, recipe and seeds. Difference: reasoning accuracy on refined "
+    "rows less that of vanilla in points, mean over seeds, with its 95 % interval by pairs of answers to the same "
+    "problem. The last column says whether refined rows did less damage; "
     + "; ".join(f"{name}: {meaning}" for name, meaning in findings.VERDICTS.items())
     + "."
 )
 _CORRELATION_TEXT = (
     "Spearman's rank correlation of lost reasoning accuracy with the rows' negative log-likelihood under the model "
     "before alignment, per response token and summed over a row. Each group holds arms (means over seeds) on all rows "
-    f"that differ in wording, and in source where all are taken; groups of fewer than {findings.FEWEST_TO_RANK}, or in "
-    "which damage does not differ noticeably, are left out."
+    f"that differ in wording, and in source where all are taken; groups of fewer than {correlation.FEWEST_TO_RANK}, or "
+    "in which damage does not differ noticeably, are left out."
+)
+_DIAGNOSIS_TEXT = (
+    "Why reasoning was lost. Own opener: accuracy where answers are made to begin with the first words of the model "
+    "before alignment; what comes back was a voice and not an ability. Own surprise: nats per token of what the model "
+    "before alignment answers to other problems, under the tuned one. Then how problems ended, and how long answers "
+    "were. Means over seeds."
 )
 _NEITHER_TEXT = (
     "Share of answers that neither comply nor refuse, and of answers cut off at the token limit; means over seeds. A "
@@ -235,6 +271,8 @@ def _examples(refinements: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         first.setdefault((summary["model"], summary["source"]), name)
     for name in sorted(first.values()):
         summary = refinements[name]
+        if "examples" not in summary:  # not for publication
+            continue
         rows = [["prompt", "original", "rewritten by the target"]]
         rows += [
             [e["prompt"], *(f"{e[side]['reasoning']} ⟶ {e[side]['answer']}" for side in ("before", "after"))]

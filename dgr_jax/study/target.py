@@ -66,9 +66,13 @@ class Target:
         """Gives up what is kept; it is loaded again when it is needed."""
         self.__dict__.pop("_weights", None)
 
-    def scorer(self) -> Scorer:
-        """Scores with the base."""
-        return Scorer(self._weights, self.chat, mesh=self._machine.mesh)
+    def weights(self) -> Decoder:
+        """The weights, which are kept until `release`."""
+        return self._weights
+
+    def scorer(self, model: Decoder | None = None) -> Scorer:
+        """Scores with the base, or with a model that was made of it."""
+        return Scorer(model or self._weights, self.chat, mesh=self._machine.mesh)
 
     def engine(self) -> Engine:
         """Generates with the base."""

@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgr_jax.study.findings import (
-    VERDICTS,
-    claims,
-    compare,
-    comparison_table,
-    correlate,
-    correlation_table,
-    rank_correlation,
-    safest_table,
-)
+from dgr_jax.study.correlation import correlate, correlation_table, rank_correlation
+from dgr_jax.study.findings import VERDICTS, claims, compare, comparison_table, safest_table
 
 RATES = ("reasoning_accuracy", "harmful_rate", "over_refusal_rate", "shift_nll")
 PROMPTS = 150

@@ -24,7 +24,7 @@ def get_config():
     config.grids = ({{"dose": [0.0, 1.0], "learning_rate": [1e-3], "steps": [2]}},)
     config.suites = tuple({{**entry, "items": 3}} for entry in config.suites)
     config.decoding.update({{"max_new_tokens": 12, "temperature": 0.0}})
-    config.refine.max_new_tokens = 12
+    config.refine.DGR.max_new_tokens = 12
     config.batch_size = 8
     return config
 """

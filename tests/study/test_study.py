@@ -25,7 +25,7 @@ def small_config(model: pathlib.Path) -> dict:
     config["sources"]["r1_act"] |= {"harmful": 4, "benign": 2}
     config["grids"] = [{"dose": [0.0, 1.0], "learning_rate": [1e-3], "steps": [2]}]
     config["suites"] = [entry | {"items": 5} for entry in config["suites"]]
-    config["decoding"]["max_new_tokens"] = config["refine"]["max_new_tokens"] = 64
+    config["decoding"]["max_new_tokens"] = config["refine"]["DGR"]["max_new_tokens"] = 64
     config["batch_size"] = 16
     return config
 
@@ -162,11 +162,11 @@ def test_arms_share_their_rows(finished, tiny_lrm):
     opened = Study(config, folder, say=lambda line: None)
     rows = {}
     for dose in (0.0, 0.5, 1.0):
-        rows[dose] = opened._arm_rows(Arm("tiny", "r1_act", dose=dose, rows=4))
+        rows[dose] = opened._rows.of(Arm("tiny", "r1_act", dose=dose, rows=4))
     ids = [[row.id for row in part] for part in rows.values()]
     assert ids[0] == ids[1] == ids[2] and len(ids[0]) == 4
     assert rows[0.5][:2] == rows[1.0][:2] and rows[0.5][2:] == rows[0.0][2:]
-    assert all(row.label == "harmful" for row in opened._arm_rows(Arm("tiny", "r1_act", benign=False)))
+    assert all(row.label == "harmful" for row in opened._rows.of(Arm("tiny", "r1_act", benign=False)))
 
 
 def test_grids_expand_without_repeats():
@@ -184,9 +184,16 @@ MISTAKES = {
     "of decoding": ({"decoding": {"temprature": 1}}, "decoding has 'temprature'"),
     "of the recipe": ({"recipe": {"epoch": 1}}, "recipe has 'epoch'"),
     "of the recipe, but an arm's": ({"recipe": {"learning_rate": 1}}, "recipe has 'learning_rate'"),
-    "of refine": ({"refine": {"scaffold": None, "attempts": 1}}, "refine lacks 'max_new_tokens'"),
+    "of refine": (
+        {"refine": {"DGR": {"template": None, "scaffold": None, "attempts": 1}}},
+        "refine.DGR lacks 'max_new_tokens'",
+    ),
     "of a source": ({"sources": {"r1_act": {"tiny": "r1_act"}}}, "sources.r1_act lacks 'benign'"),
-    "of a suite": ({"suites": [{"spec": "gsm8k:x", "items": 3}]}, "a suite has 'items'"),
+    "of a suite": ({"suites": [{"spec": "gsm8k:x", "items": 3}]}, "a suite lacks 'groups'"),
+    "of a part": ({"sources": {"r1_act": [{"spec": "star1"}]}}, "a part of sources.r1_act lacks 'rows'"),
+    "of a diagnosis": ({"diagnosis": {"opener_tokens": 8}}, "diagnosis lacks 'separate'"),
+    "a refinement's name": ({"refine": {"vanilla": {}}}, "refine.vanilla lacks 'attempts'"),
+    "no such refinement": ({"grids": [{"refine": ["x"]}]}, "a grid has refine 'x'; the config has DGR"),
     "of the tiny world": (
         {"sources": {"a": {"tiny": "safechain", "harmful": 1, "benign": 1}}},
         "sources.a has tiny 'safechain'; the tiny world has r1_act, direct_refusal",
@@ -218,12 +225,12 @@ def test_values_that_a_recipe_or_a_source_cannot_have_are_named(finished, tiny_l
             "recipe: `batch_size` is 0; give a whole number of 1 or more",
         ),
         ({"dtype": "float16"}, "recipe: `compute_dtype` is 'float16'; give float32 or bfloat16"),
-        ({"refine": config["refine"] | {"attempts": 0}}, "`attempts` is 0; give 1 or more"),
+        ({"refine": {"DGR": config["refine"]["DGR"] | {"attempts": 0}}}, "`attempts` is 0; give 1 or more"),
     ):
         with pytest.raises(UserError, match=said):
             Study(config | changes, tmp_path)
     with pytest.raises(UserError, match="source 'r1_act' has 6 such rows; ask for no more"):
-        Study(config, folder, say=lambda line: None)._arm_rows(Arm("tiny", "r1_act", rows=7))
+        Study(config, folder, say=lambda line: None)._rows.of(Arm("tiny", "r1_act", rows=7))
 
 
 def test_an_arm_that_diverges_is_reported_and_the_study_goes_on(finished, tmp_path, monkeypatch):
@@ -246,10 +253,10 @@ def test_an_arm_that_diverges_is_reported_and_the_study_goes_on(finished, tmp_pa
     assert "loss is nan at step 1" in (tmp_path / "report.html").read_text()
 
 
-def test_a_study_needs_one_suite_of_each_kind(tiny_lrm, tmp_path):
+def test_a_study_needs_a_suite_of_each_kind(tiny_lrm, tmp_path):
     config = small_config(tiny_lrm)
     config["suites"] = config["suites"][:2]
-    with pytest.raises(UserError, match="suites hold harmful, reasoning; a study takes"):
+    with pytest.raises(UserError, match="suites hold no benign items; a study takes"):
         Study(config, tmp_path)
 
 

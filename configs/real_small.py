@@ -1,0 +1,72 @@
+"""A study of a real model on two CPU cores: DGR, vanilla SFT and self-written rows, on real safety data.
+
+The model is an LRM of half a billion parameters that this project's own commands make of Qwen2.5-Coder-0.5B-Instruct;
+docs/results/real_small/README.md has them, with what the study found. Files lie in the working directory, as
+docs/evaluation.md names them; the study takes days of two cores, and goes on where it was stopped:
+
+python scripts/study.py --config=configs/real_small.py --output=runs/real_small
+"""
+
+import pathlib
+
+import ml_collections
+
+ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
+RATES = [5e-6, 1e-5, 2e-5]
+REWRITE = {
+    "template": None,
+    "scaffold": None,
+    "attempts": 1,
+    "max_new_tokens": 256,
+}
+
+
+def suite(spec: str, items: int, *groups: str) -> dict:
+    return {"spec": spec, "items": items, "seed": 0, "groups": list(groups)}
+
+
+def source(spec: str, rows: int) -> list:
+    """Harmful rows in a form, with a tenth of the model's own solutions beside them, as AltTrain's share of benign rows
+    is (arXiv 2604.18946)."""
+    return [{"spec": spec, "rows": rows}, {"spec": "solved:runs/own", "rows": rows // 10}]
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Fields as configs/tiny.py explains them."""
+    forms = ("direct_refusal", "r1_act")
+    return ml_collections.ConfigDict(
+        {
+            "title": "DGR on a small real model",
+            "models": {"coder": "runs/lrm/model"},
+            "dtype": "bfloat16",
+            "sources": {name: source(f"{name}_form:star1:star1.json", 200) for name in forms},
+            "judge": None,
+            "refine": {
+                "DGR": REWRITE,
+                "DGR of 4": REWRITE | {"attempts": 4},
+                "self-written": REWRITE | {"template": f"{ASSETS}/self_written_prompt.txt", "on_reject": "drop"},
+            },
+            "recipe": {"epochs": 3, "batch_size": 8, "row_length": 512, "checkpoint_every": 0, "remat": "none"},
+            "defaults": {"source": ["direct_refusal"], "benign": [True], "seed": [0]},
+            "grids": (
+                {"dose": [0.0, 1.0], "learning_rate": RATES},
+                {"refine": ["DGR of 4", "self-written"], "dose": [1.0], "learning_rate": RATES[1:2]},
+                {"dose": [0.0, 1.0], "learning_rate": RATES[1:2], "source": ["r1_act"]},
+                {"dose": [0.0, 1.0], "learning_rate": RATES[2:], "rows": [10], "steps": [10]},
+                {"dose": [0.0, 1.0], "learning_rate": RATES, "seed": [1]},
+            ),
+            "suites": (
+                suite("gsm8k:gsm8k_test.jsonl", 200),
+                suite("math500:math500.jsonl", 60, "level 1", "level 2", "level 3"),
+                suite("xstest:xstest_prompts.csv", 100),
+                suite("strongreject:strongreject_dataset.csv", 60),
+                suite("jailbreakbench:jailbreakbench_harmful.json", 40),
+                suite("simplesafetytests:simplesafetytests.csv", 40),
+            ),
+            "decoding": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 256},
+            "samples_per_item": 1,
+            "diagnosis": {"opener_tokens": 8, "separate": suite("separate=gsm8k:gsm8k_train.jsonl", 60)},
+            "show_texts": False,
+            "batch_size": 64,
+        }
+    )

@@ -1,0 +1,105 @@
+"""Why an arm lost what it lost: three looks that are cheap on real models.
+
+- Accuracy when answers are made to begin with the base model's own first words: what comes back was a voice, not an
+  ability, that the training changed.
+- The tuned model's surprise at what the base writes to other problems: how far it has moved from its own voice.
+- What wrong answers look like, and how long answers are.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from dgr_jax.data.trace import Trace
+from dgr_jax.evaluation.items import PROBLEMS, Suite
+from dgr_jax.evaluation.run import evaluate
+from dgr_jax.evaluation.samples import Sample
+from dgr_jax.generation.engine import Decoding, Engine, Request, prefills
+from dgr_jax.run.files import read_json_lines
+from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.statistics import bootstrap_ratio, rate
+from dgr_jax.study.measured import kind_of, number
+from dgr_jax.tokens.chat import ChatFormat
+
+
+def with_openers(suites: Sequence[Suite], samples: Sequence[Sample]) -> list[Suite]:
+    """The problems of suites that a base model thought about, with its thinking as the text to begin with."""
+    thought = {(s.suite, s.id): s.thinking for s in samples if s.sample == 0 and s.thinking}
+    found = []
+    for suite in suites:
+        items = [
+            dataclasses.replace(item, meta={**item.meta, "opener": thought[suite.name, item.id]})
+            for item in suite.items
+            if (suite.name, item.id) in thought
+        ]
+        if items and kind_of(suite) == "reasoning":
+            found.append(dataclasses.replace(suite, items=items))
+    return found
+
+
+def with_own_opener(
+    engine: Engine,
+    chat: ChatFormat,
+    suites: Sequence[Suite],
+    *,
+    tokens: int,
+    decoding: Decoding,
+    samples_per_item: int,
+    seed: int,
+    folder: epath.Path,
+) -> dict[str, Any]:
+    """Accuracy on suites `with_openers` where answers begin with so many tokens of the opener; as `number`, with each
+    prompt's own."""
+    evaluate(
+        engine, chat, suites, decoding=decoding, samples_per_item=samples_per_item, seed=seed, judges=[],
+        output_dir=folder, prefill=prefills("field:opener", "thinking", tokens),
+    )  # fmt: skip
+    solved: dict[str, list[bool]] = {}
+    for row in read_json_lines(folder / "samples.jsonl"):
+        solved.setdefault(f"{row['suite']}/{row['id']}", []).append(row["grade"] == "correct")
+    per_item = {id: statistics.fmean(grades) for id, grades in solved.items()}
+    return dataclasses.asdict(rate(statistics.fmean(per_item.values()), len(per_item))) | {"per_item": per_item}
+
+
+def rollouts(engine: Engine, chat: ChatFormat, suite: Suite, decoding: Decoding) -> list[Trace]:
+    """What a model answers to prompts that nothing else of the study has, as traces; cut and broken ones are left
+    out."""
+    requests = [Request(f"rollout/{item.id}", item.prompt) for item in suite.items]
+    prompts, traces = {request.id: request.prompt for request in requests}, []
+    for completion in engine.generate(requests, decoding, seed=0):
+        response = chat.parse(completion.text)
+        if response.well_formed and not completion.truncated:
+            about = {"reasoning": response.reasoning, "answer": response.answer, "label": None, "source": "rollout"}
+            traces.append(Trace(id=completion.id, prompt=prompts[completion.id], meta={}, **about))
+    return sorted(traces, key=lambda trace: trace.id)
+
+
+def surprise(scorer: Scorer, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Nats per response token, with a bootstrap interval over rows."""
+    scores = list(scorer.score(traces))
+    interval = bootstrap_ratio([-s.log_prob for s in scores], [s.n_tokens for s in scores], seed=0)
+    return number(dataclasses.asdict(interval))
+
+
+def errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Shares of graded problems (lines of samples.jsonl) by how they ended, and mean tokens of an answer."""
+    problems = [row for row in rows if row["kind"] in PROBLEMS]
+
+    def ended(row: Mapping[str, Any]) -> str:
+        if row["grade"] == "correct":
+            return "correct"
+        if row["truncated"]:
+            return "too long"
+        if row["thinking"] and not row["closed"]:
+            return "thinking not closed"
+        return "no answer" if row.get("parsed") is None else "wrong answer"
+
+    found = [ended(row) for row in problems]
+    shares = {kind: found.count(kind) / len(found) for kind in ENDINGS}
+    return shares | {"tokens": statistics.fmean(row.get("tokens") or 0 for row in problems)}
+
+
+ENDINGS = ("correct", "wrong answer", "no answer", "thinking not closed", "too long")
