@@ -14,7 +14,7 @@ RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 # What the parity tests run on, beside the newest release, which constraints.txt has.
 OLDEST_TRANSFORMERS := 5.21.0
 
-.PHONY: demo test test-parity test-servers test-notebooks test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
+.PHONY: demo test test-parity test-servers test-real test-notebooks test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -32,6 +32,9 @@ test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest a
 
 test-servers: .venv/servers/installed  ## Through real servers, transformers' and llama.cpp's, and a local bucket, on the embedded model.
 	.venv/servers/bin/python -m pytest -m servers tests/servers
+
+test-real: .venv/servers/installed runs/real/smollm2.gguf  ## Every command on a pretrained model, beside transformers on PyTorch.
+	REAL_MODEL=$(abspath runs/real/smollm2.gguf) .venv/servers/bin/python -m pytest -m real tests/real
 
 test-notebooks: .venv/notebooks/installed  ## The notebooks, executed whole with the embedded model in Qwen3's place.
 	.venv/notebooks/bin/python -m pytest -m '$(or $(NOTEBOOKS),notebooks)' tests/notebooks
@@ -75,6 +78,9 @@ tiny-lrm: .venv/installed  ## Builds the embedded model from nothing (over an ho
 
 runs/tiny_lrm_seed1/model: | .venv/installed
 	$(RUN) scripts/build_tiny_lrm.py --seed=1 --output=runs/tiny_lrm_seed1
+
+runs/real/smollm2.gguf: | .venv/installed
+	$(BIN)/python tests/real/fetch.py runs/real
 
 .venv/bin/python:
 	@python=$$($(FIND_PYTHON)) && echo "using $$python" && "$$python" -m venv .venv

@@ -2,14 +2,20 @@
 
 python benchmarks/generation.py               (0.5B parameters on a CPU, a quarter of an hour; --rounds=1 for a look)
 python benchmarks/generation.py --model=qwen3-0.6b                (random weights of that shape, on an accelerator)
+python benchmarks/generation.py --model=FILE.gguf      (real weights; llama.cpp beside us, on the file's quantised ones)
 
 All rows have prompts of one length and no token ends them, so that both do the same work; the seats that rows of real
 lengths leave empty are counted by benchmarks/seats.py. A token's step is what the tokens after the first cost.
 """
 
+import concurrent.futures
 import importlib
+import importlib.util
+import json
+import os
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,6 +78,38 @@ def transformers(config: ModelConfig, folder: str) -> workers.Answer:
     return lambda case: first_and_all(generate, prompts_of(case, config.vocab_size), case)
 
 
+def llama_cpp(config: ModelConfig, folder: str) -> workers.Answer:
+    """Its own server, one slot a row; it keeps the weights as the file has them, and drawn tokens are its own."""
+    xllamacpp: Any = importlib.import_module("xllamacpp")
+    servers: dict[int, Any] = {}
+
+    def server(rows: int) -> Any:
+        if rows not in servers:
+            settings = xllamacpp.CommonParams()
+            settings.model.path, settings.port = FLAGS.model, 0
+            settings.n_parallel, settings.n_ctx = rows, rows * (FLAGS.prompt + FLAGS.tokens + 8)
+            settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = os.cpu_count()
+            servers[rows] = xllamacpp.Server(settings)
+        return servers[rows]
+
+    def generate(prompts: np.ndarray, case: str, tokens: int) -> list[list[int]]:
+        address = f"{server(len(prompts)).listening_address}/completion"
+        drawn = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0, "min_p": 0}
+        how = drawn if case.endswith("drawn") else {"temperature": 0}
+        how |= {"n_predict": tokens, "ignore_eos": True, "cache_prompt": False, "return_tokens": True}
+
+        def ask(ids: np.ndarray) -> list[int]:
+            body = json.dumps({"prompt": ids.tolist(), **how}).encode()
+            request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return json.load(answer)["tokens"]
+
+        with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(ask, prompts))
+
+    return lambda case: first_and_all(generate, prompts_of(case, config.vocab_size), case)
+
+
 def first_and_all(generate: Any, prompts: np.ndarray, case: str) -> dict[str, Any]:
     """A pass for a token of each row, and one for all."""
     begin = time.perf_counter()
@@ -106,13 +144,15 @@ def roof(config: ModelConfig, folder: str) -> workers.Answer:
 
 def contenders() -> dict[str, workers.SetUp]:
     """Name -> how it is set up."""
-    rivals = {"transformers": transformers} if workers.has_torch() else {}
+    rivals: dict[str, workers.SetUp] = {"transformers": transformers} if workers.has_torch() else {}
+    if FLAGS.model.endswith(".gguf") and importlib.util.find_spec("xllamacpp"):
+        rivals["llama.cpp"] = llama_cpp
     return {"dgr_jax": ours, **rivals, "roof": roof}
 
 
 def measure(folder: str) -> Iterator[dict[str, Any]]:
     """A row for each case and contender."""
-    weights = workers.matmul_weights(workers.MODELS[FLAGS.model])
+    weights = workers.matmul_weights(workers.model_config())
     for case in FLAGS.cases:
         rows = int(case.split()[0])
         first, timed = workers.take_turns(list(contenders()), case, folder, ("cases", "prompt", "tokens"))
@@ -154,15 +194,15 @@ def cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 def main(_: list[str]) -> None:
     if FLAGS.worker:
-        return workers.serve(contenders()[FLAGS.worker](workers.MODELS[FLAGS.model], FLAGS.folder))
+        return workers.serve(contenders()[FLAGS.worker](workers.model_config(), FLAGS.folder))
     from dgr_jax.models.weights import default_dtype
 
     dtype = FLAGS.dtype or default_dtype()
-    with workers.drawn_model(dtype) as folder:
+    with workers.model_folder(dtype) as folder:
         rows = list(measure(folder))
-    packages = ("jax", "jaxlib", "torch", "transformers")
-    found = record.measured_here(f"Generation, {FLAGS.model}, {dtype}", rows, packages)
-    record.publish(found, record.table(_COLUMNS, cells(rows)), f"generation_{FLAGS.model}", FLAGS.output)
+    packages = ("jax", "jaxlib", "torch", "transformers", "xllamacpp")
+    found = record.measured_here(f"Generation, {workers.model_name()}, {dtype}", rows, packages)
+    record.publish(found, record.table(_COLUMNS, cells(rows)), f"generation_{workers.model_name()}", FLAGS.output)
     sys.exit(any("failure" in row for row in rows if row["contender"] == "dgr_jax"))
 
 

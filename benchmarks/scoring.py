@@ -200,7 +200,7 @@ def set_up(config: ModelConfig, folder: str) -> workers.Answer:
 
 def measure(folder: str) -> list[dict[str, Any]]:
     """A row for each case and contender."""
-    config = workers.MODELS[FLAGS.model]
+    config = workers.model_config()
     rows = []
     for case in CASES:
         requests = requests_of(case, config.vocab_size)
@@ -256,17 +256,17 @@ def cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def main(_: list[str]) -> None:
-    config = workers.MODELS[FLAGS.model]
+    config = workers.model_config()
     if FLAGS.worker:
         return workers.serve(set_up(config, FLAGS.folder))
     from dgr_jax.models.weights import default_dtype
 
     dtype = FLAGS.dtype or default_dtype()
-    with workers.drawn_model(dtype) as folder:
+    with workers.model_folder(dtype) as folder:
         rows = measure(folder)
     packages = ("jax", "jaxlib", "torch", "transformers", "lm-eval")
-    found = record.measured_here(f"Scoring, {FLAGS.model}, {dtype}", rows, packages)
-    record.publish(found, record.table(_COLUMNS, cells(rows)), f"scoring_{FLAGS.model}", FLAGS.output)
+    found = record.measured_here(f"Scoring, {workers.model_name()}, {dtype}", rows, packages)
+    record.publish(found, record.table(_COLUMNS, cells(rows)), f"scoring_{workers.model_name()}", FLAGS.output)
     ours = [row for row in rows if row["contender"].startswith("dgr_jax")]
     sys.exit(not all(row.get("gap_per_token", 1) < TOLERANCE[dtype] for row in ours))
 

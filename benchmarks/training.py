@@ -100,7 +100,7 @@ def contenders() -> dict[str, workers.SetUp]:
 
 def measure(folder: str) -> Iterator[dict[str, Any]]:
     """A row for each case and contender."""
-    config = workers.MODELS[FLAGS.model]
+    config = workers.model_config()
     for case in FLAGS.cases:
         pairs = sequences_of(case, config.vocab_size)
         tokens, targets = sum(len(p) + len(r) for p, r in pairs), sum(len(r) for _, r in pairs)
@@ -137,15 +137,15 @@ def cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 def main(_: list[str]) -> None:
     if FLAGS.worker:
-        return workers.serve(contenders()[FLAGS.worker](workers.MODELS[FLAGS.model], FLAGS.folder))
+        return workers.serve(contenders()[FLAGS.worker](workers.model_config(), FLAGS.folder))
     from dgr_jax.models.weights import default_dtype
 
     dtype = FLAGS.dtype or default_dtype()
-    with workers.drawn_model("float32") as folder:
+    with workers.model_folder("float32") as folder:
         rows = list(measure(folder))
     packages = ("jax", "jaxlib", "torch", "transformers")
-    found = record.measured_here(f"Training, {FLAGS.model}, {dtype}", rows, packages)
-    name = f"training_{FLAGS.model}_{'_'.join(case.lower() for case in FLAGS.cases)}"
+    found = record.measured_here(f"Training, {workers.model_name()}, {dtype}", rows, packages)
+    name = f"training_{workers.model_name()}_{'_'.join(case.lower() for case in FLAGS.cases)}"
     record.publish(found, record.table(_COLUMNS, cells(rows)), name, FLAGS.output)
     begun = {(row["case"], row["contender"]): row["losses"][0] for row in rows if "losses" in row}
     gaps = [abs(begun[case, "dgr_jax"] - loss) for (case, _), loss in begun.items() if (case, "dgr_jax") in begun]

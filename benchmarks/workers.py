@@ -43,7 +43,22 @@ SetUp = Callable[[ModelConfig, str], Answer]
 
 def define_model(default: str) -> None:
     """Defines --model."""
-    flags.DEFINE_enum("model", default, list(MODELS), "Shape of the model; its weights are drawn.")
+    shapes = ", ".join(MODELS)
+    flags.DEFINE_string(
+        "model", default, f"A real model's folder or GGUF file, or a shape whose weights are drawn: {shapes}."
+    )
+
+
+def model_name() -> str:
+    """What tables and results call the model."""
+    return FLAGS.model if FLAGS.model in MODELS else pathlib.Path(FLAGS.model).stem.lower()
+
+
+def model_config() -> ModelConfig:
+    """Of the model that --model says."""
+    from dgr_jax.models.folder import load_config, local_folder
+
+    return MODELS[FLAGS.model] if FLAGS.model in MODELS else load_config(local_folder(FLAGS.model))
 
 
 def serve(answer: Answer) -> None:
@@ -116,11 +131,15 @@ def take_turns(
 
 
 @contextmanager
-def drawn_model(dtype: str) -> Iterator[str]:
-    """A folder with weights at random of the shape that --model says."""
+def model_folder(dtype: str) -> Iterator[str]:
+    """The folder of the model that --model says: a real one's, or one with weights at random of that shape."""
     from dgr_jax.models.decoder import init_model
+    from dgr_jax.models.folder import local_folder
     from dgr_jax.models.weights import save_pretrained
 
+    if FLAGS.model not in MODELS:
+        yield str(local_folder(FLAGS.model))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "model"
         tokenizer = HERE.parent / "dgr_jax" / "assets" / "tiny_lrm"

@@ -13,12 +13,7 @@ import ml_collections
 
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
 RATES = [5e-6, 1e-5, 2e-5]
-REWRITE = {
-    "template": None,
-    "scaffold": None,
-    "attempts": 1,
-    "max_new_tokens": 256,
-}
+REWRITE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 256}
 
 
 def suite(spec: str, items: int, *groups: str) -> dict:

@@ -154,6 +154,20 @@ def test_only_the_nucleus_is_drawn_from(top_p, top_k):
         assert len(likely) and set(likely.tolist()) <= met
 
 
+@pytest.mark.parametrize("V", [7, 64, 65, 1000])
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.95])
+def test_the_nucleus_ends_where_sorting_says(V, top_p):
+    """Whether the likeliest tokens hold it or not, and with tokens that tie."""
+    for scale in (0.1, 1, 10):
+        logits = np.round(np.random.default_rng(V).normal(scale=scale, size=(16, V)), 1).astype(np.float32)
+        p = jax.nn.softmax(jnp.asarray(logits))
+        kept = np.asarray(p >= jax.jit(decode._nucleus_floor, static_argnums=1)(p, top_p))
+        for row, probabilities in zip(kept, np.asarray(p, np.float64), strict=True):
+            order = np.sort(probabilities)[::-1]
+            floor = order[np.searchsorted(np.cumsum(order), top_p)]
+            assert np.array_equal(row, probabilities >= floor)
+
+
 def test_temperature_sharpens(sampler):
     probabilities = np.asarray([0.2, 0.8])
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (10_000, 2))

