@@ -12,7 +12,8 @@ import pathlib
 import ml_collections
 
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
-RATES = [5e-6, 1e-5, 2e-5]
+LOW, MIDDLE, HIGH = 1e-5, 2e-5, 5e-5
+"""From what STAR-1 and R1-Act publish to what Safety-Tax does."""
 REWRITE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 256}
 
 
@@ -41,22 +42,24 @@ def get_config() -> ml_collections.ConfigDict:
                 "DGR of 4": REWRITE | {"attempts": 4},
                 "self-written": REWRITE | {"template": f"{ASSETS}/self_written_prompt.txt", "on_reject": "drop"},
             },
-            "recipe": {"epochs": 3, "batch_size": 8, "row_length": 512, "checkpoint_every": 0, "remat": "none"},
-            "defaults": {"source": ["direct_refusal"], "benign": [True], "seed": [0]},
-            "grids": (
-                {"dose": [0.0, 1.0], "learning_rate": RATES},
-                {"refine": ["DGR of 4", "self-written"], "dose": [1.0], "learning_rate": RATES[1:2]},
-                {"dose": [0.0, 1.0], "learning_rate": RATES[1:2], "source": ["r1_act"]},
-                {"dose": [0.0, 1.0], "learning_rate": RATES[2:], "rows": [10], "steps": [10]},
-                {"dose": [0.0, 1.0], "learning_rate": RATES, "seed": [1]},
+            "recipe": {"epochs": 2, "batch_size": 8, "row_length": 512, "checkpoint_every": 25, "remat": "none"},
+            "defaults": {"source": ["direct_refusal"], "benign": [True], "seed": [0], "dose": [1.0]},
+            "grids": (  # in the order of what they tell, for a study that is stopped early
+                {"dose": [0.0, 1.0], "learning_rate": [MIDDLE]},
+                {"dose": [0.0, 1.0], "learning_rate": [HIGH]},
+                {"refine": ["self-written", "DGR of 4"], "learning_rate": [MIDDLE]},
+                {"dose": [0.0, 1.0], "learning_rate": [HIGH], "rows": [10], "steps": [10]},
+                {"dose": [0.0, 1.0], "learning_rate": [MIDDLE], "source": ["r1_act"]},
+                {"dose": [0.0, 1.0], "learning_rate": [MIDDLE], "seed": [1]},
+                {"dose": [0.0, 1.0], "learning_rate": [LOW]},
             ),
             "suites": (
-                suite("gsm8k:gsm8k_test.jsonl", 200),
-                suite("math500:math500.jsonl", 60, "level 1", "level 2", "level 3"),
-                suite("xstest:xstest_prompts.csv", 100),
-                suite("strongreject:strongreject_dataset.csv", 60),
-                suite("jailbreakbench:jailbreakbench_harmful.json", 40),
-                suite("simplesafetytests:simplesafetytests.csv", 40),
+                suite("gsm8k:gsm8k_test.jsonl", 150),
+                suite("math500:math500.jsonl", 40, "level 1", "level 2", "level 3"),
+                suite("xstest:xstest_prompts.csv", 40),
+                suite("strongreject:strongreject_dataset.csv", 40),
+                suite("jailbreakbench:jailbreakbench_harmful.json", 30),
+                suite("simplesafetytests:simplesafetytests.csv", 30),
             ),
             "decoding": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 256},
             "samples_per_item": 1,

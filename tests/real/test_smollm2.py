@@ -23,6 +23,7 @@ from dgr_jax.generation.sampler import Sampler
 from dgr_jax.models.weights import from_pretrained
 from dgr_jax.run.files import read_json, read_json_lines
 from dgr_jax.scoring.scorer import Scorer
+from dgr_jax.tokens.packing import TokenSequence
 from tests.calling import REPO, call, call_here
 from tests.evaluation.lm_eval_cases import write_tasks
 
@@ -72,17 +73,15 @@ def rows(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_log_probs_are_torchs_at_2048_positions(model, theirs):
     import torch
 
-    sampler = Sampler.from_pretrained(model, dtype="float32", show_progress=False)
+    scorer = Scorer.from_pretrained(model, dtype="float32")
     text = (REPO / "docs" / "method.md").read_text() + (REPO / "docs" / "performance.md").read_text()
-    tokens = np.asarray(sampler.chat.tokenizer.encode(text, add_special_tokens=False)[:2048])
+    tokens = np.asarray(scorer.chat.tokenizer.encode(text, add_special_tokens=False)[:2048], np.int32)
     assert len(tokens) == 2048
     with torch.inference_mode():
-        logits = theirs(torch.from_numpy(tokens)[None]).logits[0, :-1]
-        expected = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(tokens[1:, None]))[:, 0].numpy()
-    hidden = sampler.model(jnp.asarray(tokens)[None], jnp.arange(2048)[None], Visibility.causal(1, 2048))[0, :-1]
-    ours = np.asarray(hidden @ sampler.model.unembed_weight.T)
-    ours = np.take_along_axis(ours, tokens[1:, None], 1)[:, 0] - np.logaddexp.reduce(ours, axis=1)
-    difference = np.abs(ours - expected)
+        logits = theirs(torch.from_numpy(tokens)[None].long()).logits[0, :-1].double()
+        expected = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(tokens[1:, None]).long())[:, 0].numpy()
+    (ours,) = scorer.score_sequences([TokenSequence(tokens, np.arange(2048) > 0)])
+    difference = np.abs(ours.log_probs - expected)
     assert 1 < -expected.mean() < 5  # it knows the language, and not our documents
     assert np.quantile(difference, 0.99) < 1e-4 and difference.max() < 1e-3
 
