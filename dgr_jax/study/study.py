@@ -69,7 +69,8 @@ class Study:
         if looks := config["diagnosis"]:
             (self._separate,) = _suites([looks["separate"]])
         self._targets: dict[str, Target] = {}
-        evaluated = [item.prompt for suite in self._suites for item in suite.items]
+        asked = [*self._suites, *([self._separate] if self._separate else [])]
+        evaluated = [item.prompt for suite in asked for item in suite.items]
         self._rows = Rows(config, self.folder / "refine", self._judge, self._target, evaluated, say)
         self._shift: dict[tuple[str, str], dict[str, Any]] = {}
 
