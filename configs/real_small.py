@@ -54,8 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
                 {"dose": [0.0, 1.0], "learning_rate": [LOW]},
             ),
             "suites": (
-                suite("gsm8k:gsm8k_test.jsonl", 150),
-                suite("math500:math500.jsonl", 40, "level 1", "level 2", "level 3"),
+                suite("gsm8k:gsm8k_test.jsonl", 250),
+                suite("math500:math500.jsonl", 50, "level 1", "level 2", "level 3"),
                 suite("xstest:xstest_prompts.csv", 40),
                 suite("strongreject:strongreject_dataset.csv", 40),
                 suite("jailbreakbench:jailbreakbench_harmful.json", 30),

@@ -23,14 +23,16 @@ DIRECT_REFUSAL_REASONING = "I should not answer this question!"
 _OF_SAMPLES = ("suite", "id", "prompt", "thinking", "answer", "grade")
 _OF_SAMPLES = ("suite", "id", "prompt", "thinking", "answer", "grade")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s")
+_BORDERS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"(?<=[.!?])\s+(?=[A-Z])"))
+"""Of paragraphs, lines and sentences."""
 
 
 def solved_rows(place: str) -> Iterator[PlacedRow]:
     """Right answers of an evaluation, by its folder or samples.jsonl, as rows with a Trace's fields.
 
     The instruction that was put after a prompt is taken off: the model is taught to think without being told. An
-    answer without thinking thinks all but its last paragraph, or all but its last line where it has one paragraph; one
-    of a single line is left out.
+    answer without thinking thinks all but its last paragraph; of a single paragraph all but its last line, of a single
+    line all but its last sentence; one of a single sentence is left out.
     """
     path = epath.Path(place)
     file = path / "samples.jsonl" if path.is_dir() else path
@@ -64,10 +66,11 @@ def _instructions(results: epath.Path) -> dict[Any, str]:
 
 
 def _last_apart(text: str) -> tuple[str, str]:
-    for border in ("\n\n", "\n"):
-        before, found, last = text.strip().rpartition(border)
-        if found and before.strip() and last.strip():
-            return before.strip(), last.strip()
+    """What stands before a text's last paragraph, line or sentence, and that; nothing before where it has one."""
+    for border in _BORDERS:
+        *_, last = [None, *border.finditer(text.strip())]
+        if last is not None:
+            return text.strip()[: last.start()].strip(), text.strip()[last.end() :].strip()
     return "", text
 
 

@@ -18,6 +18,7 @@ from dgr_jax.evaluation.items import PROBLEMS, Suite
 from dgr_jax.evaluation.run import evaluate
 from dgr_jax.evaluation.samples import Sample
 from dgr_jax.generation.engine import Decoding, Engine, Request, prefills
+from dgr_jax.run import hosts
 from dgr_jax.run.files import read_json_lines
 from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.statistics import bootstrap_ratio, rate
@@ -58,7 +59,7 @@ def with_own_opener(
         output_dir=folder, prefill=prefills("field:opener", "thinking", tokens),
     )  # fmt: skip
     solved: dict[str, list[bool]] = {}
-    for row in read_json_lines(folder / "samples.jsonl"):
+    for row in hosts.from_writer(lambda: read_json_lines(folder / "samples.jsonl")):
         solved.setdefault(f"{row['suite']}/{row['id']}", []).append(row["grade"] == "correct")
     per_item = {id: statistics.fmean(grades) for id, grades in solved.items()}
     return dataclasses.asdict(rate(statistics.fmean(per_item.values()), len(per_item))) | {"per_item": per_item}

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from dgr_jax.data.files import read_traces, write_traces
+from dgr_jax.data.files import write_traces
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
 from dgr_jax.evaluation.items import Suite
 from dgr_jax.evaluation.run import evaluate
-from dgr_jax.evaluation.samples import read_samples
+from dgr_jax.evaluation.samples import Sample
 from dgr_jax.evaluation.suites import check_names, draw, load_suite
 from dgr_jax.generation.engine import Decoding, Engine, Request
 from dgr_jax.judges.phrases import load_judge
@@ -116,12 +116,12 @@ class Study:
                 self._evaluate(stage, target, target.engine(), 0)
                 if self._separate is not None:
                     own = diagnosis.rollouts(target.engine(), target.chat, self._separate, self._decoding)
-                    hosts.from_writer(lambda: write_traces(stage.folder / "rollouts.jsonl", own))
+                    write_traces(stage.folder / "rollouts.jsonl", own)
                 answers = self._own_answers(model_name)
                 shift = self._shift_nll(model_name, answers) if answers else None
                 about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
-                engine, model = target.engine(), target.weights()
-                looks = self._diagnosed(stage, target, model_name, engine, model, 0)
+                model = target.weights()  # no server begins its answers for us
+                looks = self._diagnosed(stage, target, model_name, target.sampler(model, target.fingerprint), model, 0)
                 write_json(stage.folder / "run.json", about | self._measured(stage) | looks)
                 stage.finish()
             return _record(stage) | {"acceptance": outcomes([])}
@@ -200,9 +200,10 @@ class Study:
         base = self.folder / "runs" / f"{model_name}_base"
         graded = hosts.from_writer(lambda: read_json_lines(stage.folder / "samples.jsonl"))
         found: dict[str, Any] = {"errors": diagnosis.errors(graded)}
-        own = hosts.from_writer(lambda: read_traces(base / "rollouts.jsonl"))
+        own = [Trace(**row) for row in hosts.from_writer(lambda: read_json_lines(base / "rollouts.jsonl"))]
         found["own_surprise"] = diagnosis.surprise(target.scorer(model), own) if own else None
-        opened = diagnosis.with_openers(self._suites, hosts.from_writer(lambda: read_samples(base)))
+        answers = hosts.from_writer(lambda: read_json_lines(base / "samples.jsonl"))
+        opened = diagnosis.with_openers(self._suites, [Sample.from_row(row, str(base)) for row in answers])
         how = {"decoding": self._decoding, "samples_per_item": self.config["samples_per_item"], "seed": seed}
         if opened:
             found["own_opener_accuracy"] = diagnosis.with_own_opener(

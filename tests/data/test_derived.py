@@ -33,6 +33,7 @@ def evaluation(tmp_path: pathlib.Path) -> pathlib.Path:
         sample("d", grade="wrong"),
         sample("e", thinking="One\n\nand one.", answer="2.", sample=3),
         sample("f", prompt="1 + 1?"),
+        sample("g", answer="They are 1.5 and 0.5 m. The sum is 2."),
     ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     (tmp_path / "results.json").write_text(json.dumps([{"kind": "reasoning", "instruction": "Be brief."}]))
@@ -46,6 +47,7 @@ def test_right_answers_become_traces_in_their_own_words(evaluation):
         ("gsm8k-b-0", "One and one\nare two.", "The answer is 2."),
         ("gsm8k-e-3", "One\n\nand one.", "2."),
         ("gsm8k-f-0", "One and one.", "That is 2."),
+        ("gsm8k-g-0", "They are 1.5 and 0.5 m.", "The sum is 2."),
     ]
     assert {trace.prompt for trace in traces} == {"1 + 1?"} and {trace.label for trace in traces} == {"benign"}
     alone = evaluation / "alone" / "samples.jsonl"  # nothing says what was put after the prompts

@@ -26,6 +26,7 @@ def get_config():
     config.decoding.update({{"max_new_tokens": 12, "temperature": 0.0}})
     config.refine.DGR.max_new_tokens = 12
     config.batch_size = 8
+    config.diagnosis = {{"opener_tokens": 2, "separate": {{"tiny": "problems", "items": 3, "seed": 9}}}}
     return config
 """
 
@@ -73,8 +74,8 @@ def test_the_base_is_asked_of_a_server_and_tuned_models_here(config, tmp_path, r
     }
     assert texts.pop("tiny_base") == {"Turn it."}
     assert len(texts) == 2 and not any("Turn it." in answers for answers in texts.values())
-    # Nine prompts of suites, five rewrites, and the model's own answers to the source's five prompts.
-    assert asked_of_server == 9 + 5 + 5
+    # Nine prompts of suites, three separate ones, five rewrites, and the model's own answers to the source's five prompts.
+    assert asked_of_server == 9 + 3 + 5 + 5
 
 
 def test_a_server_has_one_base_model(config, tmp_path, random_model):
