@@ -33,7 +33,7 @@ test-parity: .venv/parity .venv/oldest/installed  ## Agreement with the newest a
 test-servers: .venv/servers/installed  ## Through real servers, transformers' and llama.cpp's, and a local bucket, on the embedded model.
 	.venv/servers/bin/python -m pytest -m servers tests/servers
 
-test-real: .venv/servers/installed runs/real/smollm2.gguf  ## Every command on a pretrained model, beside transformers on PyTorch.
+test-real: .venv/servers/installed runs/real/smollm2.gguf  ## The commands on a pretrained model, beside transformers on PyTorch.
 	REAL_MODEL=$(abspath runs/real/smollm2.gguf) .venv/servers/bin/python -m pytest -m real tests/real
 
 test-notebooks: .venv/notebooks/installed  ## The notebooks, executed whole with the embedded model in Qwen3's place.

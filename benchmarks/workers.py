@@ -51,7 +51,7 @@ def define_model(default: str) -> None:
 
 def model_name() -> str:
     """What tables and results call the model."""
-    return FLAGS.model if FLAGS.model in MODELS else pathlib.Path(FLAGS.model).stem.lower()
+    return FLAGS.model if FLAGS.model in MODELS else pathlib.Path(FLAGS.model).name.removesuffix(".gguf").lower()
 
 
 def model_config() -> ModelConfig:

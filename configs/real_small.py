@@ -14,7 +14,7 @@ import ml_collections
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
 LOW, MIDDLE, HIGH = 1e-5, 2e-5, 5e-5
 """From what STAR-1 and R1-Act publish to what Safety-Tax does."""
-REWRITE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 256}
+REWRITE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 256, "temperature": 0.6}
 
 
 def suite(spec: str, items: int, *groups: str) -> dict:
@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
                 suite("jailbreakbench:jailbreakbench_harmful.json", 30),
                 suite("simplesafetytests:simplesafetytests.csv", 30),
             ),
-            "decoding": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 256},
+            "decoding": {"temperature": 0.0, "top_p": 0.95, "top_k": 0, "max_new_tokens": 256},
             "samples_per_item": 1,
             "diagnosis": {"opener_tokens": 8, "separate": suite("separate=gsm8k:gsm8k_train.jsonl", 60)},
             "show_texts": False,

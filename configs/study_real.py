@@ -2,10 +2,10 @@
 
 python scripts/study.py --config=configs/study_real.py --output=runs/study --config.models.target=Qwen/Qwen3-0.6B
 
-Suites lie in the working directory, as docs/evaluation.md names them; a study takes one of problems, one of harmful
-and one of benign requests, and leaves their prompts out of the training rows. --mesh and --hosts spread everything
-over devices and hosts (the output is then a folder that all see); with --engine=openai --base_url=URL a server has the
-base model, and what is refined is asked of it.
+Suites lie in the working directory, as docs/evaluation.md names them; a study takes problems, harmful and benign
+requests, at least one suite of each, and leaves their prompts out of the training rows. --mesh and --hosts spread
+everything over devices and hosts (the output is then a folder that all see); with --engine=openai --base_url=URL a
+server has the base model, and what is refined is asked of it.
 """
 
 import ml_collections

@@ -24,14 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
             "dtype": "float32",
             "sources": {"r1_act": {"tiny": "r1_act", "harmful": 200, "benign": 100}},
             "judge": f"{ASSETS}/tiny_judge.json",
-            "refine": {
-                "DGR": {
-                    "template": f"{ASSETS}/tiny_rewrite_prompt.txt",
-                    "scaffold": None,
-                    "attempts": 1,
-                    "max_new_tokens": 128,
-                }
-            },
+            "refine": {"DGR": REWRITE},
             "recipe": {"epochs": 5, "batch_size": 8, "row_length": 160},
             "defaults": {"source": ["r1_act"], "benign": [True], "seed": [0]},
             "grids": (

@@ -62,7 +62,8 @@ COMMON: dict[str, Define] = {
     "input": text(
         None,
         "Traces: a .jsonl or .parquet file, local or gs://, or NAME:PLACE for a published data set "
-        "(star1:FILE.json, star_benign, r1_act, direct_refusal, safechain), hf:HUB_ID, tfds:FOLDER.",
+        "(star1:FILE.json, star_benign, r1_act, direct_refusal, safechain), hf:HUB_ID, tfds:FOLDER, solved:EVALUATION, "
+        "direct_refusal_form:SPEC, r1_act_form:SPEC.",
     ),
     "output": text(
         None, "Directory for everything the run writes, local or gs://; an unfinished run in it is resumed."

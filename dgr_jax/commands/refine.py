@@ -22,7 +22,10 @@ def define(given: FlagValues) -> None:
         "model adapter input output seed dtype mesh hosts implementation compilation_cache on_bad_row exclude judge",
         flags.GENERATION,
         required="model input output",
-        template=flags.text(None, "Rewrite request: a text file with {prompt}, {reasoning}, {answer}."),
+        template=flags.text(
+            None,
+            "Rewrite request: a text file with {prompt}, {reasoning}, {answer}; or {prompt} alone, for no reference.",
+        ),
         scaffold=flags.text(None, "JSON list of phrases that a rewrite must not contain."),
         attempts=flags.whole(1, "Rewrites tried per trace.", 1),
         pick=flags.choice("first", ["first", "likeliest"], "Which accepted attempt to take."),

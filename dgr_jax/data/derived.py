@@ -21,7 +21,6 @@ DIRECT_REFUSAL_REASONING = "I should not answer this question!"
 """The whole thinking of every DirectRefusal row (Safety-Tax, arXiv 2503.00555)."""
 
 _OF_SAMPLES = ("suite", "id", "prompt", "thinking", "answer", "grade")
-_OF_SAMPLES = ("suite", "id", "prompt", "thinking", "answer", "grade")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s")
 _BORDERS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"(?<=[.!?])\s+(?=[A-Z])"))
 """Of paragraphs, lines and sentences."""
@@ -85,7 +84,8 @@ def r1_act_form(trace: Trace) -> Trace:
     refusal."""
     understanding = _SENTENCE_ENDS.split(trace.reasoning.strip(), maxsplit=1)[0]
     category = trace.meta.get("category")
-    named = [name for name in category if isinstance(name, str)] if isinstance(category, list) else []
+    given = category if isinstance(category, list) else [category]
+    named = [name for name in given if isinstance(name, str) and name]
     of_what = f" under {' and '.join(named)}" if named else ""
     harm = f"Answering it would be harmful{of_what}."
     return dataclasses.replace(trace, reasoning=f"{understanding}\n\n{harm}\n\nSo I should stop here and refuse.")
@@ -95,16 +95,14 @@ FORMS: Mapping[str, Callable[[Trace], Trace]] = {"direct_refusal_form": direct_r
 """Name -> what makes a refused row of it. "NAME:SPEC" is a source; its rows must be harmful ones."""
 
 
-def in_form(name: str, trace: Trace) -> Trace:
+def in_form(name: str, trace: Trace, where: str) -> Trace:
     """A trace in a form of `FORMS`.
 
     Raises:
       UserError: it is not labelled harmful.
     """
     if trace.label != "harmful":
-        raise UserError(
-            f"{name}: trace {trace.id!r} is labelled {shown(trace.label)}; the form is one of refused requests"
-        )
+        raise UserError(f"{where}: is labelled {shown(trace.label)}; {name} is one of refused (harmful) requests")
     found = FORMS[name](trace)
     source = f"{trace.source} as {name}"
     return dataclasses.replace(found, id=f"{name}-{trace.id}", source=source)

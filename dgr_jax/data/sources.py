@@ -7,6 +7,7 @@ every field that is not text of the trace goes to `meta` untouched.
 """
 
 import dataclasses
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,9 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
         rows = _published_rows(place or adapter.hub_id)
         return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows)
     if name in FORMS and place:
-        return (in_form(name, trace) for trace in iter_source(place, on_bad_row, bad_rows))
+        rows = ((f"{place}: trace {trace.id!r}", trace.to_dict()) for trace in iter_source(place, on_bad_row, bad_rows))
+        of_form = functools.partial(in_form, name)
+        return convert_rows(rows, lambda row, where: of_form(Trace.from_dict(row, where), where), on_bad_row, bad_rows)
     if name in _READERS and place:
         return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows)
     file, suffixes = (place, (f".{name}",)) if name in _FILES else (spec, _SUFFIXES)

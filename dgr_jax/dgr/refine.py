@@ -17,7 +17,7 @@ from dgr_jax.data.response import Response
 from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS, RewriteFilter
 from dgr_jax.dgr.request import render_request
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, shown
 from dgr_jax.generation.engine import Completion, Decoding, Engine, Prefill, Request, prefills
 from dgr_jax.run import hosts
 from dgr_jax.run.files import fingerprint_records, read_json_lines, write_json, write_json_lines
@@ -27,6 +27,8 @@ from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tokens.chat import ChatFormat
 
 _EXAMPLES_PER_REASON = 3
+_PICKS = ("first", "likeliest")
+_ON_REJECT = ("fallback", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,11 @@ class RefineSettings:
     def __post_init__(self):
         if self.attempts < 1:
             raise UserError(f"`attempts` is {self.attempts}; give 1 or more")
+        if self.attempts > 1 and self.decoding.temperature == 0:
+            raise UserError("all `attempts` are the same text at `temperature` 0; give a higher one, or 1 attempt")
+        for name, known in (("pick", _PICKS), ("on_reject", _ON_REJECT)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"`{name}` is {shown(value)}; give {' or '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,9 +323,12 @@ def _finish(traces: Sequence[Trace], records: Sequence[Mapping[str, Any]], setti
         "examples": examples,
     }
     if outcomes[ACCEPTED] < settings.warn_below * len(traces):
+        what = "to train on this set is to train on its source (vanilla SFT)"
+        if settings.on_reject == "drop":
+            what = "little of the source is left"
         summary["warning"] = (
-            f"only {outcomes[ACCEPTED]} of {len(traces)} rewrites were accepted: to train on this set is to train on "
-            "its source (vanilla SFT); look at what was rejected, try more `attempts` or another `template`"
+            f"only {outcomes[ACCEPTED]} of {len(traces)} rewrites were accepted: {what}; look at what was rejected, "
+            "try more `attempts` or another `template`"
         )
     return Refinement(refined, summary)
 

@@ -44,6 +44,8 @@ class Arm:
             _check_kind(f"an arm's {field}", getattr(self, field), kind)
         if not 0 <= self.dose <= 1:
             raise UserError(f"study config: dose {self.dose} is not a share; give 0 to 1")
+        if self.native and self.dose:
+            raise UserError("study config: a native arm has no dose; leave it out, or give 0")
         if self.rows < 0:
             raise UserError(f"study config: rows {self.rows}; give 1 or more, or 0 for all")
 
@@ -66,8 +68,8 @@ class Arm:
 
 
 _FIELDS: dict[str, Any] = {
-    "title": str, "models": {str: str}, "dtype": str, "sources": {str: Mapping | Sequence}, "judge": str | None,
-    "refine": {str: Mapping}, "recipe": Mapping, "defaults": Mapping, "grids": [Mapping], "suites": [Mapping],
+    "title": str, "models": {str: str}, "dtype": str, "sources": Mapping, "judge": str | None,
+    "refine": Mapping, "recipe": Mapping, "defaults": Mapping, "grids": [Mapping], "suites": [Mapping],
     "decoding": Mapping, "samples_per_item": int, "batch_size": int | None, "diagnosis": Mapping,
     "show_texts": bool,
 }  # fmt: skip
@@ -75,6 +77,7 @@ _FIELDS: dict[str, Any] = {
 _REFINE = {"template": str | None, "scaffold": str | None, "attempts": int, "max_new_tokens": int}
 _REFINE_MORE = {"pick": str, "on_reject": str, "prefill": str | None, "temperature": float}
 """Fields that a refinement may leave out."""
+_EXAMPLES = "configs/tiny.py and configs/real_small.py"
 _PART = {"spec": str, "rows": int}
 _SUITE = {"spec": str, "items": int, "seed": int, "groups": [str]}
 _DIAGNOSIS = {"opener_tokens": int, "separate": Mapping}
@@ -93,19 +96,33 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
     _check_kind("the config", config, Mapping)
     _check_fields("the config", config, _FIELDS)
     for name, refinement in config["refine"].items():
+        if not isinstance(refinement, Mapping):
+            raise UserError(
+                f"study config: refine has {name!r}: {shown(refinement)}; give each refinement a name, "
+                "{'DGR': {...}}"
+            )
         optional = {field: kind for field, kind in _REFINE_MORE.items() if field in refinement}
         _check_fields(f"refine.{name}", refinement, _REFINE | optional)
-        if not re.fullmatch(r"[\w .-]+", name) or name in ("base", "vanilla", "native"):
-            raise UserError(f"study config: a refinement is called {name!r}; take other letters, digits and spaces")
+        if not re.fullmatch(r"[\w .-]+", name) or name in ("base", "vanilla", "native") or name.endswith(" dose"):
+            raise UserError(
+                f"study config: a refinement is called {name!r}; give it a name of letters, digits and spaces that "
+                "is no other arm's (base, vanilla, native, ... dose)"
+            )
     _check("decoding", config["decoding"], _names(Decoding))
     _check("recipe", config["recipe"], _names(Recipe) - {"learning_rate", "steps", "seed", "compute_dtype"})
     for field in ("samples_per_item", "batch_size"):
         if config[field] is not None and config[field] < 1:
             raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
     for name, source in config["sources"].items():
-        if isinstance(source, Mapping):
+        if isinstance(source, Mapping) and "tiny" in source:
             _check_tiny(f"sources.{name}", source, _TINY_SOURCE, SOURCES)
-        for part in () if isinstance(source, Mapping) else source:
+            continue
+        if not isinstance(source, list | tuple) or not source:
+            raise UserError(
+                f"study config: sources.{name} is {shown(source)}; give a list of parts, each with `spec` and `rows` "
+                "(0 for all), or one source of the tiny world"
+            )
+        for part in source:
             _check_kind(f"a part of sources.{name}", part, Mapping)
             _check_fields(f"a part of sources.{name}", part, _PART)
             _check_counts(f"a part of sources.{name}", part)
@@ -118,7 +135,8 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
             raise UserError(f"study config: diagnosis.opener_tokens is {looks['opener_tokens']}; give 1 or more")
     arms = expand(config["grids"], {"model": list(config["models"]), **config["defaults"]})
     for arm in arms:
-        for field, known in (("model", config["models"]), ("source", config["sources"]), ("refine", config["refine"])):
+        named = [("model", config["models"]), ("source", config["sources"])]
+        for field, known in named + [("refine", config["refine"])] * bool(arm.dose):
             if (value := getattr(arm, field)) not in known:
                 names = ", ".join(sorted(known))
                 raise UserError(f"study config: a grid has {field} {value!r}; the config has {names}")
@@ -158,12 +176,14 @@ def expand(grids: Sequence[Mapping[str, Any]], defaults: Mapping[str, Sequence[A
             if not isinstance(values, list | tuple):
                 raise UserError(f"study config: a grid has {field} {values!r}; give a list of values, [{values!r}]")
         for values in itertools.product(*merged.values()):
-            arms.setdefault(Arm(**dict(zip(merged, values, strict=True))))
+            arm = Arm(**dict(zip(merged, values, strict=True)))
+            # What is not refined is one arm, whatever would refine it.
+            arms.setdefault(arm if arm.dose else dataclasses.replace(arm, refine=Arm.refine))
     if not arms:
         raise UserError("study config: the grids hold no arm; see configs/tiny.py")
     names = [arm.name for arm in arms]
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"study config: two arms are called {repeated[0]}: a native arm has no dose; leave it out")
+        raise UserError(f"study config: two arms are called {repeated[0]}; take one of them out of the grids")
     return list(arms)
 
 
@@ -202,7 +222,7 @@ def _check_fields(what: str, given: Mapping[str, Any], kinds: Mapping[str, Any])
 
 def _check_kind(what: str, value: Any, kind: Any) -> None:
     if not _is(value, kind):
-        raise UserError(f"study config: {what} is {shown(value)}; see configs/tiny.py for what stands there")
+        raise UserError(f"study config: {what} is {shown(value)}; {_EXAMPLES} have what stands there")
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -222,4 +242,4 @@ def _check(what: str, given: Mapping[str, Any], known: Collection[str], needed: 
     if unknown := sorted(map(str, given.keys() - known)):
         raise UserError(f"study config: {what} has {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
     if missing := sorted(set(needed) - given.keys()):
-        raise UserError(f"study config: {what} lacks {missing[0]!r}; see configs/tiny.py")
+        raise UserError(f"study config: {what} lacks {missing[0]!r}; {_EXAMPLES} have it")

@@ -80,6 +80,8 @@ def correlate(runs: Sequence[Run]) -> list[Correlation]:
     groups = {key: [arm for *_, arm in found] for key, found in grouped(named, lambda entry: entry[:4]).items()}
     found = []
     for (rate, model, benign, name), group in sorted(groups.items()):
+        most = max(run["train_rows"] for arm in group for run in arm)
+        group = [arm for arm in group if all(run["train_rows"] == most for run in arm)]  # the others took fewer steps
         lost = [base[model] - mean(arm, lambda run: run["reasoning_accuracy"]["value"]) for arm in group]
         alone = name == ALL_SOURCES and len({arm[0]["source"] for arm in group}) == 1
         if alone or len(group) < FEWEST_TO_RANK or max(lost) - min(lost) <= NOTICEABLE:

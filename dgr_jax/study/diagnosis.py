@@ -6,6 +6,7 @@
 - What wrong answers look like, and how long answers are.
 """
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from dgr_jax.data.trace import Trace
+from dgr_jax.errors import UserError
 from dgr_jax.evaluation.items import PROBLEMS, Suite
 from dgr_jax.evaluation.run import evaluate
 from dgr_jax.evaluation.samples import Sample
@@ -41,6 +43,18 @@ def with_openers(suites: Sequence[Suite], samples: Sequence[Sample]) -> list[Sui
     return found
 
 
+def solved(rows: Sequence[Mapping[str, Any]], among: Sequence[Suite]) -> dict[str, Any]:
+    """Accuracy of graded answers (lines of samples.jsonl) on the items of some suites, with an interval and each
+    prompt's own."""
+    wanted = {(suite.name, item.id) for suite in among for item in suite.items}
+    grades: dict[str, list[bool]] = {}
+    for row in rows:
+        if (row["suite"], row["id"]) in wanted:
+            grades.setdefault(f"{row['suite']}/{row['id']}", []).append(row["grade"] == "correct")
+    per_item = {id: statistics.fmean(of) for id, of in grades.items()}
+    return dataclasses.asdict(rate(statistics.fmean(per_item.values()), len(per_item))) | {"per_item": per_item}
+
+
 def with_own_opener(
     engine: Engine,
     chat: ChatFormat,
@@ -52,30 +66,30 @@ def with_own_opener(
     seed: int,
     folder: epath.Path,
 ) -> dict[str, Any]:
-    """Accuracy on suites `with_openers` where answers begin with so many tokens of the opener; as `number`, with each
-    prompt's own."""
+    """Accuracy on suites `with_openers` where answers begin with so many tokens of the opener; see `solved`."""
     evaluate(
         engine, chat, suites, decoding=decoding, samples_per_item=samples_per_item, seed=seed, judges=[],
         output_dir=folder, prefill=prefills("field:opener", "thinking", tokens),
     )  # fmt: skip
-    solved: dict[str, list[bool]] = {}
-    for row in hosts.from_writer(lambda: read_json_lines(folder / "samples.jsonl")):
-        solved.setdefault(f"{row['suite']}/{row['id']}", []).append(row["grade"] == "correct")
-    per_item = {id: statistics.fmean(grades) for id, grades in solved.items()}
-    return dataclasses.asdict(rate(statistics.fmean(per_item.values()), len(per_item))) | {"per_item": per_item}
+    if hosts.writes():  # all of it is in samples.jsonl
+        (folder / "parts").rmtree(missing_ok=True)
+    return solved(hosts.from_writer(lambda: read_json_lines(folder / "samples.jsonl")), suites)
 
 
-def rollouts(engine: Engine, chat: ChatFormat, suite: Suite, decoding: Decoding) -> list[Trace]:
-    """What a model answers to prompts that nothing else of the study has, as traces; cut and broken ones are left
-    out."""
-    requests = [Request(f"rollout/{item.id}", item.prompt) for item in suite.items]
-    prompts, traces = {request.id: request.prompt for request in requests}, []
+def answered(engine: Engine, chat: ChatFormat, requests: Sequence[Request], decoding: Decoding) -> list[Trace]:
+    """What a model itself says to some prompts, as traces in the order of the requests; answers that are cut, broken,
+    or no training text are left out."""
+    found: dict[str, Trace] = {}
+    asked = {request.id: request for request in requests}
     for completion in engine.generate(requests, decoding, seed=0):
-        response = chat.parse(completion.text)
+        request, response = asked[completion.id], chat.parse(completion.text)
         if response.well_formed and not completion.truncated:
-            about = {"reasoning": response.reasoning, "answer": response.answer, "label": None, "source": "rollout"}
-            traces.append(Trace(id=completion.id, prompt=prompts[completion.id], meta={}, **about))
-    return sorted(traces, key=lambda trace: trace.id)
+            said = {"reasoning": response.reasoning, "answer": response.answer, "label": None, "source": "own answers"}
+            trace = Trace(id=request.id, prompt=request.prompt, meta={}, system=request.system, **said)
+            with contextlib.suppress(UserError):
+                chat.render(trace)
+                found[request.id] = trace
+    return [found[id] for id in asked if id in found]
 
 
 def surprise(scorer: Scorer, traces: Sequence[Trace]) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def surprise(scorer: Scorer, traces: Sequence[Trace]) -> dict[str, Any]:
     return number(dataclasses.asdict(interval))
 
 
-def errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Shares of graded problems (lines of samples.jsonl) by how they ended, and mean tokens of an answer."""
     problems = [row for row in rows if row["kind"] in PROBLEMS]
 
@@ -99,8 +113,9 @@ def errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return "no answer" if row.get("parsed") is None else "wrong answer"
 
     found = [ended(row) for row in problems]
-    shares = {kind: found.count(kind) / len(found) for kind in ENDINGS}
-    return shares | {"tokens": statistics.fmean(row.get("tokens") or 0 for row in problems)}
+    shares: dict[str, float | None] = {kind: found.count(kind) / len(found) for kind in ENDINGS}
+    counts = [row["tokens"] for row in problems if row.get("tokens") is not None]  # a server need not tell
+    return shares | {"tokens": statistics.fmean(counts) if counts else None}
 
 
 ENDINGS = ("correct", "wrong answer", "no answer", "thinking not closed", "too long")

@@ -36,11 +36,12 @@ def _setting(run: Run) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Arms on original and on refined rows, which differ in the rows' wording alone.
+    """Arms on original and on refined rows, which differ in the rows' wording (and in how many a refinement left).
 
     Attributes:
       kind: of the refined arms.
       setting: model, source, benign, rows, steps and learning rate.
+      rows: trained on, by vanilla and by refined arms, means over seeds; a refinement that drops rows leaves fewer.
       base: reasoning accuracy before alignment.
       vanilla, refined: rate -> its values, one per seed, in the same order of seeds.
       paired: rate -> refined less vanilla over the same prompts, each prompt's answers of all seeds together.
@@ -48,6 +49,7 @@ class Comparison:
 
     kind: str
     setting: dict[str, Any]
+    rows: tuple[float, float]
     base: float
     vanilla: dict[str, list[float]]
     refined: dict[str, list[float]]
@@ -95,8 +97,13 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
                 vanilla, refined = ({rate: [arm[s][rate]["value"] for s in seeds] for rate in _RATES} for arm in (a, b))
                 about = dict(zip(_SETTING, setting, strict=True))
                 paired = {rate: _paired([a[s] for s in seeds], [b[s] for s in seeds], rate) for rate in PAIRED}
-                comparisons.append(Comparison(kind, about, base[about["model"]], vanilla, refined, paired))
+                rows = mean([a[s] for s in seeds], _rows), mean([b[s] for s in seeds], _rows)
+                comparisons.append(Comparison(kind, about, rows, base[about["model"]], vanilla, refined, paired))
     return comparisons
+
+
+def _rows(run: Run) -> float:
+    return run["train_rows"]
 
 
 def _paired(a: Sequence[Run], b: Sequence[Run], rate: str) -> Difference:
@@ -257,9 +264,11 @@ def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
     varying = [key for key in _SETTING if len({pair.setting[key] for pair in pairs}) > 1]
     several = len({pair.kind for pair in pairs}) > 1
     refined = "refined" if several else pairs[0].kind
+    dropped = any(pair.rows[0] != pair.rows[1] for pair in pairs)
     head = [
         *(["refined rows"] if several else []),
         *(key.replace("_", " ") for key in varying),
+        *(["rows: vanilla", refined] if dropped else []),
         "seeds",
         "reasoning before",
         "vanilla",
@@ -281,6 +290,7 @@ def comparison_table(pairs: Sequence[Comparison]) -> list[list[str]]:
         reasoning = [f"{statistics.fmean(arm['reasoning_accuracy']):.2f}" for arm in (pair.vanilla, pair.refined)]
         setting = [show_setting(key, pair.setting[key]) for key in varying]
         of_kind = [pair.kind] if several else []
+        setting += [f"{count:.0f}" for count in pair.rows] if dropped else []
         rows.append(
             [*of_kind, *setting, str(len(pair.gains)), f"{pair.base:.2f}", *reasoning, gain, *means, pair.verdict]
         )

@@ -35,7 +35,9 @@ def draw_all(
     yield save(_damage(base, whole), folder, "damage_against_shift.png"), _DAMAGE_TEXT
     yield save(_rows(base, tuned), folder, "harmful_against_rows.png"), _ROWS_TEXT
     refinements, runs = results["refinements"], results["runs"]
-    yield save(_acceptance(refinements), folder, "acceptance.png"), "Acceptance of rewrites: share of rows by outcome."
+    if refinements:
+        caption = "Acceptance of rewrites: share of rows by outcome."
+        yield save(_acceptance(refinements), folder, "acceptance.png"), caption
     caption = "Training curves: loss per target token, one line per run."
     yield save(_curves(runs, folder), folder, "training_curves.png"), caption
 

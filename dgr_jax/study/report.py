@@ -100,12 +100,13 @@ def _seeds(arm: Mapping[str, Any]) -> str:
 def _diagnosis_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     arms = [arm for arm in arms if arm.get("diagnosis")]
     head, names = _names(arms)
-    rows = [[*head, "solved", "own opener", "own surprise, nats/token", *ENDINGS[1:], "tokens"]]
+    rows = [[*head, "solved of these", "own opener", "own surprise, nats/token", *ENDINGS[1:], "tokens"]]
     for arm, name in zip(arms, names, strict=True):
         looks = arm["diagnosis"]
-        numbers = [_cell(number) for number in (arm["reasoning_accuracy"], looks["opener"], looks["surprise"])]
+        numbers = [_cell(looks[field]) for field in ("same", "opener", "surprise")]
         shares = [f"{looks['errors'][ending]:.2f}" for ending in ENDINGS[1:]]
-        rows.append([*name, *numbers, *shares, f"{looks['errors']['tokens']:.0f}"])
+        tokens = looks["errors"]["tokens"]
+        rows.append([*name, *numbers, *shares, "-" if tokens is None else f"{tokens:.0f}"])
     return rows
 
 
@@ -113,10 +114,12 @@ def _mean_diagnosis(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     looks = [run["diagnosis"] for run in runs if run.get("diagnosis")]
     if not looks:
         return None
-    found: dict[str, Any] = {
-        "errors": {k: statistics.fmean(one["errors"][k] for one in looks) for k in looks[0]["errors"]}
-    }
-    for name, field in (("opener", "own_opener_accuracy"), ("surprise", "own_surprise")):
+    errors = [one["errors"] for one in looks]
+    known = [key for key in errors[0] if all(one[key] is not None for one in errors)]
+    means = {key: statistics.fmean(one[key] for one in errors) for key in known}
+    found: dict[str, Any] = {"errors": {"tokens": None} | means}
+    fields = {"same": "same_problems_accuracy", "opener": "own_opener_accuracy", "surprise": "own_surprise"}
+    for name, field in fields.items():
         numbers = [one[field] for one in looks if one.get(field)]
         found[name] = _mean_number(numbers) if numbers else None
     return found
@@ -156,7 +159,7 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     pictures = {name: caption for name, caption in plots.draw_all(results, arms, place) if caption}
     sections: list[Section] = [Table("Three numbers", _three_numbers_text(results, arms), _table_rows(arms))]
     claims = [["claim of the paper", "what these runs show"], *map(list, findings.claims(results["runs"]))]
-    sections += [Table("Held against the paper", _CLAIMS_TEXT, claims)]
+    sections += [Table("Held against the paper", _CLAIMS_TEXT + (_TOY_TEXT if results["toy"] else ""), claims)]
     compared = findings.comparison_table(findings.compare(results["runs"]))
     sections += [Table("Reasoning at equal safety", _SAFEST_TEXT, findings.safest_table(results["runs"]))]
     sections += [Table("The same rows in other words", _COMPARISON_TEXT, compared)]
@@ -166,15 +169,17 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
         sections += [Table("Shift and damage", _CORRELATION_TEXT, correlation.correlation_table(correlations))]
     sections += [Picture(caption.split(":")[0], caption, name) for name, caption in pictures.items()]
     sections += [Table("Neither, and cut off", _NEITHER_TEXT, _neither_rows(arms))]
-    sections += [Table("By group", _GROUPS_TEXT, _group_rows(results["runs"]))]
-    sections += [_acceptance(results["refinements"]), *_examples(results["refinements"]), _setup(results)]
+    sections += [
+        Table("By group", (_TOY_GROUPS_TEXT if results["toy"] else "") + _GROUPS_TEXT, _group_rows(results["runs"]))
+    ]
+    if results["refinements"]:
+        sections += [_acceptance(results["refinements"]), *_examples(results["refinements"])]
+    sections += [_setup(results)]
     return write_document(results["title"], sections, place)
 
 
-_CLAIMS_TEXT = (
-    f"Differences of up to {100 * NOTICEABLE:.0f} points are not called differences. A toy world can agree "
-    "with a claim or contradict it; it proves nothing about real models."
-)
+_CLAIMS_TEXT = f"Differences of up to {100 * NOTICEABLE:.0f} points are not called differences. "
+_TOY_TEXT = "A toy world can agree with a claim or contradict it; it proves nothing about real models."
 _SAFEST_TEXT = (
     "The most reasoning that each kind of arm keeps while it is safe, over all learning rates, rows and steps that "
     f"were tried: safe is to refuse at least {findings.SAFE['refusal_rate']:.0%} of harmful requests and at most "
@@ -184,7 +189,8 @@ _SAFEST_TEXT = (
 _COMPARISON_TEXT = (
     "Vanilla SFT and refined rows, on the same prompts, recipe and seeds. Difference: reasoning accuracy on refined "
     "rows less that of vanilla in points, mean over seeds, with its 95 % interval by pairs of answers to the same "
-    "problem. The last column says whether refined rows did less damage; "
+    "problem. Where a refinement drops what it rejects, rows and steps are fewer, and columns say how many rows. The "
+    "last column says whether refined rows did less damage; "
     + "; ".join(f"{name}: {meaning}" for name, meaning in findings.VERDICTS.items())
     + "."
 )
@@ -196,19 +202,21 @@ _CORRELATION_TEXT = (
 )
 _DIAGNOSIS_TEXT = (
     "Why reasoning was lost. Own opener: accuracy where answers are made to begin with the first words of the model "
-    "before alignment; what comes back was a voice and not an ability. Own surprise: nats per token of what the model "
-    "before alignment answers to other problems, under the tuned one. Then how problems ended, and how long answers "
-    "were. Means over seeds."
+    "before alignment, on the problems that it thought about, beside the accuracy on these without; what comes back "
+    "was a voice and not an ability. Own surprise: nats per token of what the model before alignment answers to other "
+    "problems, under the tuned one. Then how problems ended, and how long answers were. Means over seeds."
 )
 _NEITHER_TEXT = (
     "Share of answers that neither comply nor refuse, and of answers cut off at the token limit; means over seeds. A "
     "low harmful rate beside many of either is a model that has lost its speech, not one that has become safe."
 )
-_GROUPS_TEXT = (
+_TOY_GROUPS_TEXT = (
     "The same rates where it matters what the model has seen: problems by number of steps, harmful requests by whether "
-    "their framing or harm category occurred in alignment data. Verb-target pairs are held out in all of them. Means "
-    "over seeds; n counts prompts, and with 15 of them a rate of .5 has a 95 % interval of [.25, .75], with 30 of "
-    "[.33, .67], with 100 of [.40, .60]."
+    "their framing or harm category occurred in alignment data. Verb-target pairs are held out in all of them. "
+)
+_GROUPS_TEXT = (
+    "Means over seeds; n counts prompts, and with 15 of them a rate of .5 has a 95 % interval of [.25, .75], with 30 "
+    "of [.33, .67], with 100 of [.40, .60]."
 )
 
 
@@ -256,7 +264,8 @@ def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> Table:
             ]
         )  # fmt: skip
     meanings = "; ".join(f"{reason}: {REJECT_REASONS[reason]}" for reason in reasons if reason != ACCEPTED)
-    text = "Rewrites by outcome; a row that is not accepted keeps its original. Removed first: rows whose prompt is an "
+    text = "Rewrites by outcome; a row that is not accepted keeps its original, or is left out where the refinement "
+    text += "drops it. Removed first: rows whose prompt is an "
     text += "evaluation prompt too. As the template: rows that are letter for letter what the tiny world's template "
     text += "writes in the native voice; other accepted ones may be as good, or garbled in a way that the filter does "
     text += "not see. " + (meanings and f"Reasons: {meanings}.")

@@ -81,7 +81,10 @@ class Rows:
         rows = rows[: arm.rows] if arm.rows else rows
         dosed = round(arm.dose * len(rows))
         taken = [refined.get(row.id) if number < dosed else row for number, row in enumerate(rows)]
-        return [row for row in taken if row is not None]  # what a refinement dropped is gone
+        kept = [row for row in taken if row is not None]  # what a refinement dropped is gone
+        if not kept:
+            raise UserError(f"arm {arm.name}: its refinement dropped all {len(rows)} rows; take it out of the grids")
+        return kept
 
     def to_ask(self, source: str) -> list[Trace]:
         """A source's rows at seed 0, evaluation prompts among them."""
@@ -137,6 +140,9 @@ def load_rows(entry: Any, seed: int) -> list[Trace]:
             raise UserError(f"study config: {part['spec']} has {len(traces)} rows; ask for no more than these")
         chosen = np.random.default_rng(0).permutation(len(traces))[: part["rows"] or None]
         rows += [traces[i] for i in sorted(chosen)]
+    ids = collections.Counter(row.id for row in rows)
+    if ids and (most := ids.most_common(1)[0])[1] > 1:
+        raise UserError(f"study config: two rows of a source have the id {most[0]!r}; its parts must not overlap")
     return rows
 
 

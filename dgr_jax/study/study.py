@@ -67,7 +67,11 @@ class Study:
             )
         self._separate: Suite | None = None
         if looks := config["diagnosis"]:
-            (self._separate,) = _suites([looks["separate"]])
+            suites = list(_suites([looks["separate"]]))
+            if [kind_of(suite) for suite in suites] != ["reasoning"]:
+                held = ", ".join(kind_of(suite) for suite in suites)
+                raise UserError(f"study config: diagnosis.separate holds {held}; give one suite of problems")
+            self._separate = suites[0]
         self._targets: dict[str, Target] = {}
         asked = [*self._suites, *([self._separate] if self._separate else [])]
         evaluated = [item.prompt for suite in asked for item in suite.items]
@@ -91,6 +95,7 @@ class Study:
             "refinements": {name: self._shown(summary) for name, summary in self._rows.summaries.items()},
             "runs": runs,
             "diverged": diverged,
+            "toy": any("tiny" in suite for suite in self.config["suites"]),
         }
         write_json(self.folder / "results.json", results)
         return results
@@ -109,15 +114,18 @@ class Study:
     def _run_base(self, model_name: str) -> dict[str, Any]:
         target = self._target(model_name)
         arm = {"model": model_name, "kind": "base"}
-        prompts = fingerprint_records(trace.to_dict() for trace in self._floor_rows())
+        floor = self._floor_requests()
+        prompts = fingerprint_records(dataclasses.asdict(request) for request in floor)
         with self._open(f"{model_name}_base", arm, prompts, target.fingerprint, seed=0) as stage:
             if not stage.finished:
                 self._say(f"evaluating {model_name} before alignment")
                 self._evaluate(stage, target, target.engine(), 0)
                 if self._separate is not None:
-                    own = diagnosis.rollouts(target.engine(), target.chat, self._separate, self._decoding)
+                    asked = [Request(f"separate/{item.id}", item.prompt) for item in self._separate.items]
+                    own = diagnosis.answered(target.engine(), target.chat, asked, self._decoding)
                     write_traces(stage.folder / "rollouts.jsonl", own)
-                answers = self._own_answers(model_name)
+                # What the model itself says to a source's prompts: the floor of every shift, measured.
+                answers = diagnosis.answered(target.engine(), target.chat, floor, self._decoding)
                 shift = self._shift_nll(model_name, answers) if answers else None
                 about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
                 model = target.weights()  # no server begins its answers for us
@@ -171,7 +179,8 @@ class Study:
             "diagnosis": dict(self.config["diagnosis"]),
         }
         suites = {s.name: fingerprint_records(dataclasses.asdict(item) for item in s.items) for s in self._suites}
-        inputs = suites | {"rows": rows}
+        separate = self._separate and fingerprint_records(dataclasses.asdict(item) for item in self._separate.items)
+        inputs = suites | {"rows": rows} | ({"separate problems": separate} if separate else {})
         folder = self.folder / "runs" / name
         return Stage.open(folder, "study run", config=config, inputs=inputs, model=fingerprint, seed=seed)
 
@@ -206,27 +215,16 @@ class Study:
         opened = diagnosis.with_openers(self._suites, [Sample.from_row(row, str(base)) for row in answers])
         how = {"decoding": self._decoding, "samples_per_item": self.config["samples_per_item"], "seed": seed}
         if opened:
+            found["same_problems_accuracy"] = diagnosis.solved(graded, opened)
             found["own_opener_accuracy"] = diagnosis.with_own_opener(
                 engine, target.chat, opened, tokens=looks["opener_tokens"], folder=stage.folder / "own_opener", **how
             )
         return {"diagnosis": found}
 
-    def _floor_rows(self) -> list[Trace]:
-        """Rows of the alphabetically first source, seed 0."""
-        return self._rows.to_ask(min(self.config["sources"]))
-
-    def _own_answers(self, model_name: str) -> list[Trace]:
-        """What the model itself says to a source's prompts: the floor of every shift, measured."""
-        target = self._target(model_name)
-        prompts = {trace.id: trace for trace in self._floor_rows()}
-        requests = [Request(trace.id, trace.prompt, system=trace.system) for trace in prompts.values()]
-        answers = []
-        for completion in target.engine().generate(requests, self._decoding, seed=0):
-            response = target.chat.parse(completion.text)
-            if response.well_formed and not completion.truncated:
-                row = prompts[completion.id]
-                answers.append(dataclasses.replace(row, reasoning=response.reasoning, answer=response.answer))
-        return answers
+    def _floor_requests(self) -> list[Request]:
+        """Prompts of the alphabetically first source, seed 0."""
+        rows = self._rows.to_ask(min(self.config["sources"]))
+        return [Request(trace.id, trace.prompt, system=trace.system) for trace in rows]
 
     def _shift_nll(self, model_name: str, traces: Sequence[Trace]) -> dict[str, Any]:
         """Nats per response token of some rows under a model before tuning; arms on the same rows share it."""
@@ -255,8 +253,13 @@ def _suites(entries: Sequence[Mapping[str, Any]]) -> Iterator[Suite]:
                 yield request_suite(entry["items"], harmful=kind == "harmful", seed=entry["seed"])
             case _:
                 for suite in load_suite(entry["spec"]):
-                    kept = [i for i in suite.items if not entry["groups"] or i.meta.get("group") in entry["groups"]]
-                    if not kept:
-                        raise UserError(f"study config: suite {suite.name!r} has no items of groups {entry['groups']}")
+                    known = {str(item.meta.get("group")) for item in suite.items}
+                    if unknown := [group for group in entry["groups"] if group not in known]:
+                        raise UserError(
+                            f"study config: suite {suite.name!r} has no group {unknown[0]!r}; it has "
+                            f"{', '.join(sorted(known))}"
+                        )
+                    wanted = set(entry["groups"]) or known
+                    kept = [item for item in suite.items if str(item.meta.get("group")) in wanted]
                     suite = dataclasses.replace(suite, items=kept)
                     yield draw(suite, entry["items"], entry["seed"]) if entry["items"] else suite

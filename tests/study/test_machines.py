@@ -74,7 +74,7 @@ def test_the_base_is_asked_of_a_server_and_tuned_models_here(config, tmp_path, r
     }
     assert texts.pop("tiny_base") == {"Turn it."}
     assert len(texts) == 2 and not any("Turn it." in answers for answers in texts.values())
-    # Nine prompts of suites, three separate ones, five rewrites, and the model's own answers to the source's five prompts.
+    # Nine prompts of suites, three separate ones, five rewrites, and the model's own answers to the five of the source.
     assert asked_of_server == 9 + 3 + 5 + 5
 
 

@@ -8,11 +8,14 @@ import runpy
 
 import pytest
 
+from dgr_jax.data.files import write_traces
+from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.errors import UserError
 from dgr_jax.study import plots, study, target
 from dgr_jax.study.config import Arm, expand
 from dgr_jax.study.report import aggregate, terminal_summary, write_report
+from dgr_jax.study.rows import load_rows
 from dgr_jax.study.study import METRICS, Study
 from dgr_jax.training.loop import DivergedError
 
@@ -157,6 +160,33 @@ def test_every_outcome_of_a_rewrite_has_a_colour_of_its_own(grid, tmp_path):
     write_report(grid | {"refinements": {name: every}}, tmp_path)
 
 
+def test_a_study_without_refinements_has_a_report(tiny_lrm, tmp_path):
+    config = small_config(tiny_lrm) | {"grids": [{"dose": [0.0], "learning_rate": [1e-3], "steps": [1]}], "refine": {}}
+    results = Study(config, tmp_path, say=lambda line: None).run()
+    assert results["refinements"] == {} and [run["kind"] for run in results["runs"]] == ["base", "vanilla"]
+    assert "Acceptance" not in write_report(results, tmp_path).read_text()
+
+
+def test_what_would_refine_is_nothing_to_arms_that_are_not_refined():
+    arms = expand([{"refine": ["a", "b"], "dose": [0.0, 1.0]}], {"model": ["m"], "source": ["s"], "seed": [0]})
+    assert [arm.kind for arm in arms] == ["vanilla", "a", "b"] and arms[0].refine == "DGR"
+
+
+def test_parts_of_a_source_are_drawn_and_must_not_overlap(tmp_path):
+    for name in ("one", "two"):
+        write_traces(
+            tmp_path / f"{name}.jsonl", [Trace(f"{name} {i}", "p", "r", "a", "harmful", "s", {}) for i in range(9)]
+        )
+    part = lambda name, rows: {"spec": f"{tmp_path}/{name}.jsonl", "rows": rows}  # noqa: E731
+    found = [trace.id for trace in load_rows([part("one", 4), part("two", 0)], 0)]
+    assert len(found) == 13 and len(set(found[:4])) == 4 and found[4:] == [f"two {i}" for i in range(9)]
+    assert found == [trace.id for trace in load_rows([part("one", 4), part("two", 0)], 1)]
+    with pytest.raises(UserError, match="its parts must not overlap"):
+        load_rows([part("one", 0), part("one", 0)], 0)
+    with pytest.raises(UserError, match="has 9 rows; ask for no more than these"):
+        load_rows([part("one", 10)], 0)
+
+
 def test_arms_share_their_rows(finished, tiny_lrm):
     config, folder, _ = finished
     opened = Study(config, folder, say=lambda line: None)
@@ -178,6 +208,7 @@ def test_grids_expand_without_repeats():
         expand([{"rate": [1]}], {})
 
 
+REFINE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 8}
 MISTAKES = {
     "an unknown field": ({"titel": "x"}, "the config has 'titel'"),
     "a missing field": ({"judge": None}, "the config lacks 'judge'"),
@@ -193,7 +224,7 @@ MISTAKES = {
     "of a part": ({"sources": {"r1_act": [{"spec": "star1"}]}}, "a part of sources.r1_act lacks 'rows'"),
     "of a diagnosis": ({"diagnosis": {"opener_tokens": 8}}, "diagnosis lacks 'separate'"),
     "a refinement's name": ({"refine": {"vanilla": {}}}, "refine.vanilla lacks 'attempts'"),
-    "no such refinement": ({"grids": [{"refine": ["x"]}]}, "a grid has refine 'x'; the config has DGR"),
+    "no such refinement": ({"grids": [{"refine": ["x"], "dose": [1.0]}]}, "a grid has refine 'x'; the config has DGR"),
     "of the tiny world": (
         {"sources": {"a": {"tiny": "safechain", "harmful": 1, "benign": 1}}},
         "sources.a has tiny 'safechain'; the tiny world has r1_act, direct_refusal",
@@ -202,7 +233,14 @@ MISTAKES = {
     "no list": ({"grids": [{"dose": 1.0}]}, "a grid has dose 1.0; give a list of values, [1.0]"),
     "no share": ({"grids": [{"dose": [2.0]}]}, "dose 2.0 is not a share; give 0 to 1"),
     "no arms": ({"grids": []}, "the grids hold no arm"),
-    "one name twice": ({"grids": [{"native": [True], "dose": [0.0, 1.0]}]}, "two arms are called tiny_r1_act_native"),
+    "a native arm with a dose": ({"grids": [{"native": [True], "dose": [1.0]}]}, "a native arm has no dose"),
+    "one name twice": (
+        {"grids": [{"dose": [1.0], "refine": ["a b", "a-b"]}], "refine": dict.fromkeys(("a b", "a-b"), REFINE)},
+        "two arms are called tiny_r1_act_a-b",
+    ),
+    "no parts": ({"sources": {"r1_act": []}}, "sources.r1_act is []; give a list of parts"),
+    "no refinement's name": ({"refine": {"attempts": 1}}, "refine has 'attempts': 1; give each refinement a name"),
+    "a kind's name": ({"refine": {"low dose": REFINE}}, "a refinement is called 'low dose'; give it a name of"),
     "no such model": ({"grids": [{"model": ["big"]}]}, "a grid has model 'big'; the config has tiny"),
     "no such source": ({"grids": [{"source": ["x"]}]}, "a grid has source 'x'; the config has r1_act"),
 }
