@@ -239,8 +239,11 @@ def settings(folder: pathlib.Path) -> Draw:
     """Recipes and studies: their files, and the values in them."""
     recipe = {field.name: field.default for field in dataclasses.fields(Recipe)} | {"betas": [0.9, 0.95]}
     study = runpy.run_path(str(REPO / "configs" / "tiny_smoke.py"))["get_config"]().to_dict()
-    part = {"spec": "star1:rows.json", "rows": 3}
-    suite = {"spec": "gsm8k:rows.jsonl", "items": 2, "seed": 0, "groups": ["a"]}
+    asked = folder / "asked.jsonl"
+    item = {"prompt": "1 + 1?", "kind": "reasoning", "reference": "2", "group": "a"}
+    asked.write_text("".join(json.dumps({"id": id, **item}) + "\n" for id in "xyz"))
+    part = {"spec": "star1:rows.json", "rows": 3}  # read when an arm wants it
+    suite = {"spec": str(asked), "items": 2, "seed": 0, "groups": ["a"]}
     study["sources"]["other"], study["suites"] = [part, part], [*study["suites"], suite]
     more = {"pick": "first", "on_reject": "drop", "prefill": "I", "temperature": 0.6}
     study["refine"]["other"] = study["refine"]["DGR"] | more
