@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
             ),
             "decoding": {"temperature": 0.0, "top_p": 0.95, "top_k": 0, "max_new_tokens": 256},
             "samples_per_item": 1,
+            "answers_per_shard": 160,
             "diagnosis": {"opener_tokens": 8, "separate": suite("separate=gsm8k:gsm8k_train.jsonl", 60)},
             "show_texts": False,
             "batch_size": 64,

@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
             ),
             "decoding": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 4096},
             "samples_per_item": 1,
+            "answers_per_shard": 2048,
             "diagnosis": {
                 "opener_tokens": 8,
                 "separate": {"spec": "separate=gsm8k:gsm8k_train.jsonl", "items": 100, "seed": 0, "groups": []},

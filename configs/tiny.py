@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
             ),
             "decoding": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 128},
             "samples_per_item": 2,
+            "answers_per_shard": 2048,
             "batch_size": 64,
             "diagnosis": {},
             "show_texts": True,

@@ -70,8 +70,8 @@ class Arm:
 _FIELDS: dict[str, Any] = {
     "title": str, "models": {str: str}, "dtype": str, "sources": Mapping, "judge": str | None,
     "refine": Mapping, "recipe": Mapping, "defaults": Mapping, "grids": [Mapping], "suites": [Mapping],
-    "decoding": Mapping, "samples_per_item": int, "batch_size": int | None, "diagnosis": Mapping,
-    "show_texts": bool,
+    "decoding": Mapping, "samples_per_item": int, "answers_per_shard": int, "batch_size": int | None,
+    "diagnosis": Mapping, "show_texts": bool,
 }  # fmt: skip
 """Field -> kind, see `_is`."""
 _REFINE = {"template": str | None, "scaffold": str | None, "attempts": int, "max_new_tokens": int}
@@ -110,7 +110,7 @@ def read_arms(config: Mapping[str, Any]) -> list[Arm]:
             )
     _check("decoding", config["decoding"], _names(Decoding))
     _check("recipe", config["recipe"], _names(Recipe) - {"learning_rate", "steps", "seed", "compute_dtype"})
-    for field in ("samples_per_item", "batch_size"):
+    for field in ("samples_per_item", "answers_per_shard", "batch_size"):
         if config[field] is not None and config[field] < 1:
             raise UserError(f"study config: {field} is {config[field]}; give 1 or more")
     for name, source in config["sources"].items():

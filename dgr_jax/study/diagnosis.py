@@ -64,12 +64,13 @@ def with_own_opener(
     decoding: Decoding,
     samples_per_item: int,
     seed: int,
+    answers_per_shard: int,
     folder: epath.Path,
 ) -> dict[str, Any]:
     """Accuracy on suites `with_openers` where answers begin with so many tokens of the opener; see `solved`."""
     evaluate(
         engine, chat, suites, decoding=decoding, samples_per_item=samples_per_item, seed=seed, judges=[],
-        output_dir=folder, prefill=prefills("field:opener", "thinking", tokens),
+        output_dir=folder, prefill=prefills("field:opener", "thinking", tokens), answers_per_shard=answers_per_shard,
     )  # fmt: skip
     if hosts.writes():  # all of it is in samples.jsonl
         (folder / "parts").rmtree(missing_ok=True)

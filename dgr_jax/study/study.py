@@ -194,6 +194,7 @@ class Study:
             seed=seed,
             judges=[self._judge],
             output_dir=stage.folder,
+            answers_per_shard=self.config["answers_per_shard"],
         )
 
     def _measured(self, stage: Stage) -> dict[str, Any]:
@@ -213,7 +214,8 @@ class Study:
         found["own_surprise"] = diagnosis.surprise(target.scorer(model), own) if own else None
         answers = hosts.from_writer(lambda: read_json_lines(base / "samples.jsonl"))
         opened = diagnosis.with_openers(self._suites, [Sample.from_row(row, str(base)) for row in answers])
-        how = {"decoding": self._decoding, "samples_per_item": self.config["samples_per_item"], "seed": seed}
+        how = {name: self.config[name] for name in ("samples_per_item", "answers_per_shard")}
+        how |= {"decoding": self._decoding, "seed": seed}
         if opened:
             found["same_problems_accuracy"] = diagnosis.solved(graded, opened)
             found["own_opener_accuracy"] = diagnosis.with_own_opener(
