@@ -14,7 +14,8 @@ import ml_collections
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "dgr_jax" / "assets"
 LOW, MIDDLE, HIGH = 1e-5, 2e-5, 5e-5
 """From what STAR-1 and R1-Act publish to what Safety-Tax does."""
-REWRITE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 256, "temperature": 0.6}
+REWRITE = {"template": None, "scaffold": None, "attempts": 1, "max_new_tokens": 256, "temperature": 0.6, "prefill": ""}
+"""The model thinks about problems and answers requests without; an empty prefill has it think."""
 
 
 def suite(spec: str, items: int, *groups: str) -> dict:
