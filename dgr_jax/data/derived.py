@@ -79,9 +79,8 @@ def direct_refusal_form(trace: Trace) -> Trace:
 
 
 def r1_act_form(trace: Trace) -> Trace:
-    """Three parts, as R1-Act has them: what is asked, by the first sentence of the original's
-    thinking; a sentence on the harm, by the row's `category` where it has one; what follows from it. Then the
-    refusal."""
+    """Three parts, as R1-Act has them: what is asked, by the first sentence of the original's thinking; a sentence on
+    the harm, by the row's `category` where it has one; what follows from it. Then the refusal."""
     understanding = _SENTENCE_ENDS.split(trace.reasoning.strip(), maxsplit=1)[0]
     category = trace.meta.get("category")
     given = category if isinstance(category, list) else [category]

@@ -7,7 +7,6 @@ every field that is not text of the trace goes to `meta` untouched.
 """
 
 import dataclasses
-import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -84,12 +83,12 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
       spec: one of
         - a trace file: "rows.jsonl", "gs://bucket/rows.parquet", also written "jsonl:FILE" and
           "parquet:FILE";
-        - "NAME" or "NAME:PLACE" with a name of `ADAPTERS`; PLACE is a .json (one list), .jsonl or .parquet
-          file or a hub id, by default the author's;
-        - "hf:HUB_ID": rows with a Trace's fields, through the datasets library;
         - "solved:PLACE": the right answers of an evaluation, by its folder or samples.jsonl;
         - "direct_refusal_form:SPEC", "r1_act_form:SPEC": the harmful rows of another source, in that form: see
           `dgr_jax.data.derived`;
+        - "NAME" or "NAME:PLACE" with a name of `ADAPTERS`; PLACE is a .json (one list), .jsonl or .parquet
+          file or a hub id, by default the author's;
+        - "hf:HUB_ID": rows with a Trace's fields, through the datasets library;
         - "tfds:FOLDER_OR_NAME": the same in ArrayRecord, through TensorFlow Datasets. It has no null and no free-form
           objects: an empty `label` or `system` is an absent one, `meta` is a JSON string.
         The last three and hub ids may end in "@SPLIT", by default "@train" ("@train[:100]" works too).
@@ -105,8 +104,8 @@ def iter_source(spec: str, on_bad_row: OnBadRow = "error", bad_rows: BadRows | N
         return convert_rows(rows, _validated(adapter.convert), on_bad_row, bad_rows)
     if name in FORMS and place:
         rows = ((f"{place}: trace {trace.id!r}", trace.to_dict()) for trace in iter_source(place, on_bad_row, bad_rows))
-        of_form = functools.partial(in_form, name)
-        return convert_rows(rows, lambda row, where: of_form(Trace.from_dict(row, where), where), on_bad_row, bad_rows)
+        convert = lambda row, where: in_form(name, Trace.from_dict(row, where), where)  # noqa: E731
+        return convert_rows(rows, convert, on_bad_row, bad_rows)
     if name in _READERS and place:
         return convert_rows(_READERS[name](place), trace_from_columns, on_bad_row, bad_rows)
     file, suffixes = (place, (f".{name}",)) if name in _FILES else (spec, _SUFFIXES)

@@ -8,7 +8,7 @@ see docs/method.md). Nothing is lost and everything is counted: accepted + rejec
 import collections
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from etils import epath
 
@@ -27,8 +27,8 @@ from dgr_jax.scoring.scorer import Scorer
 from dgr_jax.tokens.chat import ChatFormat
 
 _EXAMPLES_PER_REASON = 3
-_PICKS = ("first", "likeliest")
-_ON_REJECT = ("fallback", "drop")
+type Pick = Literal["first", "likeliest"]
+type OnReject = Literal["fallback", "drop"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ class RefineSettings:
     template: str
     decoding: Decoding = Decoding(max_new_tokens=4096)
     attempts: int = 1
-    pick: Literal["first", "likeliest"] = "first"
-    on_reject: Literal["fallback", "drop"] = "fallback"
+    pick: Pick = "first"
+    on_reject: OnReject = "fallback"
     seed: int = 0
     traces_per_shard: int = 256
     prefill: Prefill | None = None
@@ -63,8 +63,8 @@ class RefineSettings:
             raise UserError(f"`attempts` is {self.attempts}; give 1 or more")
         if self.attempts > 1 and self.decoding.temperature == 0:
             raise UserError("all `attempts` are the same text at `temperature` 0; give a higher one, or 1 attempt")
-        for name, known in (("pick", _PICKS), ("on_reject", _ON_REJECT)):
-            if (value := getattr(self, name)) not in known:
+        for name, kind in (("pick", Pick), ("on_reject", OnReject)):
+            if (value := getattr(self, name)) not in (known := get_args(kind.__value__)):
                 raise UserError(f"`{name}` is {shown(value)}; give {' or '.join(known)}")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -70,18 +71,24 @@ class Correlation:
     per_row: Rho | None
 
 
+def _rows_of(run: Run) -> tuple[Any, ...]:
+    """Which rows a run was given, before any refinement."""
+    return tuple(run[key] for key in ("model", "source", "benign", "seed"))
+
+
 def correlate(runs: Sequence[Run]) -> list[Correlation]:
     """All groups of enough arms whose damage differs noticeably."""
     base = before(runs)
     whole = [run for run in runs if run["kind"] != "base" and not run["rows"]]
+    # Arms whose refinement dropped rows took fewer steps than the others on these rows, and are left out.
+    most = {rows: max(run["train_rows"] for run in of) for rows, of in grouped(whole, _rows_of).items()}
     by = ("learning_rate", "model", "benign", "source", "kind", "steps")
     arms = grouped(whole, lambda run: tuple(run[key] for key in by))
     named = [(*key[:3], name, arm) for key, arm in arms.items() for name in (key[3], ALL_SOURCES)]
     groups = {key: [arm for *_, arm in found] for key, found in grouped(named, lambda entry: entry[:4]).items()}
     found = []
     for (rate, model, benign, name), group in sorted(groups.items()):
-        most = max(run["train_rows"] for arm in group for run in arm)
-        group = [arm for arm in group if all(run["train_rows"] == most for run in arm)]  # the others took fewer steps
+        group = [arm for arm in group if all(run["train_rows"] == most[_rows_of(run)] for run in arm)]
         lost = [base[model] - mean(arm, lambda run: run["reasoning_accuracy"]["value"]) for arm in group]
         alone = name == ALL_SOURCES and len({arm[0]["source"] for arm in group}) == 1
         if alone or len(group) < FEWEST_TO_RANK or max(lost) - min(lost) <= NOTICEABLE:

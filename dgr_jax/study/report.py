@@ -72,8 +72,11 @@ def arm_title(arm: Mapping[str, Any]) -> str:
     return ", ".join([str(arm["kind"]), *parts, f"lr {arm['learning_rate']:g}"])
 
 
-def _cell(number: Mapping[str, Any] | None) -> str:
-    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]" if number else "-"
+def _cell(number: Mapping[str, Any] | None, digits: int = 2) -> str:
+    if not number:
+        return "-"
+    value, low, high = (f"{number[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _names(arms: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -103,7 +106,7 @@ def _diagnosis_rows(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [[*head, "solved of these", "own opener", "own surprise, nats/token", *ENDINGS[1:], "tokens"]]
     for arm, name in zip(arms, names, strict=True):
         looks = arm["diagnosis"]
-        numbers = [_cell(looks[field]) for field in ("same", "opener", "surprise")]
+        numbers = [*map(_cell, (looks["same"], looks["opener"])), _cell(looks["surprise"], digits=3)]
         shares = [f"{looks['errors'][ending]:.2f}" for ending in ENDINGS[1:]]
         tokens = looks["errors"]["tokens"]
         rows.append([*name, *numbers, *shares, "-" if tokens is None else f"{tokens:.0f}"])

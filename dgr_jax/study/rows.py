@@ -162,12 +162,10 @@ def _settings(entry: Mapping[str, Any], decoding: Decoding) -> RefineSettings:
     return RefineSettings(
         template=read_template(entry["template"]),
         decoding=dataclasses.replace(
-            decoding, max_new_tokens=entry["max_new_tokens"], temperature=entry.get("temperature", decoding.temperature)
+            decoding, **{name: entry[name] for name in ("max_new_tokens", "temperature") if name in entry}
         ),
-        attempts=entry["attempts"],
-        pick=entry.get("pick", "first"),
-        on_reject=entry.get("on_reject", "fallback"),
         prefill=None if prefill is None else Prefill(prefill),
+        **{name: entry[name] for name in ("attempts", "pick", "on_reject") if name in entry},
     )
 
 

