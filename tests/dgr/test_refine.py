@@ -314,3 +314,25 @@ def test_the_template_is_filled_literally(tmp_path):
         read_template(tmp_path / "t.txt")
     with pytest.raises(UserError, match="cannot be read"):
         read_template(tmp_path / "absent.txt")
+
+
+def test_a_template_without_a_reference_steers_what_is_harmful_alone(tmp_path):
+    (tmp_path / "t.txt").write_text("Refuse: {prompt}\n")
+    template = read_template(tmp_path / "t.txt")
+    row = Trace("1", "Why?", "r", "a", "harmful", "s", {})
+    asked = {label: render_request(template, dataclasses.replace(row, label=label)) for label in ("harmful", "benign")}
+    assert asked == {"harmful": "Refuse: Why?", "benign": "Why?"}
+    assert render_request(TEMPLATE, dataclasses.replace(row, label="benign")) == "Rewrite: Why? | r | a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attempts": 2, "decoding": Decoding(temperature=0.0)}, "all `attempts` are the same text at `temperature` 0"),
+        ({"on_reject": "fallbck"}, "`on_reject` is 'fallbck'; give fallback or drop"),
+        ({"pick": "best"}, "`pick` is 'best'; give first or likeliest"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        RefineSettings(TEMPLATE, **changes)

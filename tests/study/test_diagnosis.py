@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from dgr_jax.errors import UserError
 from dgr_jax.evaluation.items import Item, Suite
 from dgr_jax.evaluation.samples import Sample
 from dgr_jax.run.files import read_json_lines
@@ -37,6 +38,7 @@ def finished(tiny_lrm, tmp_path_factory) -> tuple[dict, pathlib.Path, dict]:
     config["defaults"] |= {"learning_rate": [1e-3], "steps": [2]}
     config["diagnosis"] = {"opener_tokens": OPENER, "separate": {"tiny": "problems", "items": 4, "seed": 9}}
     config["show_texts"] = False
+    config["samples_per_item"] = 2
     results = Study(config, folder / "out", say=lambda line: None).run()
     write_report(results, folder / "out")
     return config, folder / "out", results
@@ -48,7 +50,9 @@ def test_suites_of_a_kind_count_as_one(finished):
         rows = read_json_lines(folder / "runs" / run["name"] / "samples.jsonl")
         solved = [row["grade"] == "correct" for row in rows if row["kind"] == "reasoning"]
         number = run["reasoning_accuracy"]
-        assert number["n"] == len(solved) == 5 + MORE and number["value"] == pytest.approx(sum(solved) / len(solved))
+        assert number["n"] == len(solved) / 2 == 5 + MORE and number["value"] == pytest.approx(
+            sum(solved) / len(solved)
+        )
         assert {"tiny_problems", "more"} < run["groups"]["reasoning_accuracy"].keys()
         assert sum(id.startswith("more/") for id in number["per_item"]) == MORE
 
@@ -69,13 +73,13 @@ def test_the_diagnosis_is_of_the_models_own_words(finished):
     thought = {
         (row["suite"], row["id"]): row["thinking"]
         for row in read_json_lines(folder / "runs" / "tiny_base" / "samples.jsonl")
-        if row["thinking"]
+        if row["thinking"] and row["sample"] == 0
     }
     for run in results["runs"]:
         looks = run["diagnosis"]
         rows = read_json_lines(folder / "runs" / run["name"] / "own_opener" / "samples.jsonl")
         opened = looks["own_opener_accuracy"]
-        assert {row["kind"] for row in rows} == {"reasoning"} and opened["n"] == len(rows)
+        assert {row["kind"] for row in rows} == {"reasoning"} and opened["n"] == len(rows) / 2
         for row in rows:
             begun = row["prefill"].removeprefix("<think>").strip()
             assert begun and thought[row["suite"], row["id"]].startswith(begun) and len(begun.split()) <= OPENER
@@ -85,6 +89,18 @@ def test_the_diagnosis_is_of_the_models_own_words(finished):
     assert 0 <= base < vanilla  # nobody is less surprised than who wrote it
     page = (folder / "report.html").read_text()
     assert "Diagnosis" in page and "own opener" in page and "Rewrites side by side" not in page
+
+
+def test_separate_problems_are_one_suite_of_problems_and_groups_are_known(finished, tmp_path):
+    config, *_ = finished
+    asked = [{"id": kind, "prompt": "p", "kind": kind, "reference": "2"} for kind in ("reasoning", "harmful")]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(item) + "\n" for item in asked))
+    separate = {"spec": f"{tmp_path}/both.jsonl", "items": 0, "seed": 0, "groups": []}
+    with pytest.raises(UserError, match="diagnosis.separate holds reasoning, harmful; give one suite of problems"):
+        Study(config | {"diagnosis": {"opener_tokens": 1, "separate": separate}}, tmp_path / "out")
+    with pytest.raises(UserError, match="suite 'more' has no group 'od'; it has even, odd"):
+        changed = config["suites"][-1] | {"groups": ["even", "od"]}
+        Study(config | {"suites": [*config["suites"][:-1], changed]}, tmp_path / "out")
 
 
 def test_who_did_not_think_has_no_opener():
