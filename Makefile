@@ -14,7 +14,7 @@ RUN := JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(BIN)/python
 # What the parity tests run on, beside the newest release, which constraints.txt has.
 OLDEST_TRANSFORMERS := 5.21.0
 
-.PHONY: demo test test-parity test-servers test-real test-notebooks test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
+.PHONY: demo test test-parity test-servers test-real test-browser test-notebooks test-interruptions fuzz check-hardware compiled-memory benchmarks lint types check study tiny-lrm clean
 
 demo: .venv/installed  ## The whole method on the embedded model: score, refine, fine-tune, evaluate, report.
 	$(RUN) scripts/study.py --config=configs/tiny.py --output=runs/demo
@@ -35,6 +35,9 @@ test-servers: .venv/servers/installed  ## Through real servers, transformers' an
 
 test-real: .venv/servers/installed runs/real/smollm2.gguf  ## The commands on a pretrained model, beside transformers on PyTorch.
 	REAL_MODEL=$(abspath runs/real/smollm2.gguf) .venv/servers/bin/python -m pytest -m real tests/real
+
+test-browser: .venv/browser/installed  ## Reports in a real browser; needs Chromium ($$CHROMIUM, or on the path).
+	.venv/browser/bin/python -m pytest -n 1 -m browser tests/browser
 
 test-notebooks: .venv/notebooks/installed  ## The notebooks, executed whole with the embedded model in Qwen3's place.
 	.venv/notebooks/bin/python -m pytest -m '$(or $(NOTEBOOKS),notebooks)' tests/notebooks
@@ -111,6 +114,11 @@ runs/real/smollm2.gguf: | .venv/installed
 .venv/notebooks/installed: .venv/parity .venv/notebooks/pyvenv.cfg
 	.venv/notebooks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		nbclient ipykernel
+	@touch $@
+
+# Chromium itself comes from the system.
+.venv/browser/installed: .venv/installed .venv/browser/pyvenv.cfg
+	.venv/browser/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt playwright
 	@touch $@
 
 # In .venv itself JAX would look for a TPU and a GPU whenever it starts.

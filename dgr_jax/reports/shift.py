@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from dgr_jax.dgr.shift import SAME, InputScores, PairShift, Shift, SpanShift, evenly_by_surprise, prompt_digest
-from dgr_jax.reports.document import Picture, Section, Table, aligned, render, write_document
+from dgr_jax.reports.document import Section, Table, aligned, render, write_document
 from dgr_jax.reports.shift_plots import draw_shift
 from dgr_jax.run.files import write_json
 from dgr_jax.run.shards import Shards
@@ -52,7 +52,7 @@ def write_shift_report(
     sections: list[Section] = [Table("Surprise", _SPANS_TEXT, _span_rows(found))]
     if any(pair.differences or pair.other_prompts for pair in found.pairs):
         sections.append(Table("Differences of pairs", _pairs_text(found.pairs), _pair_rows(found.pairs)))
-    sections += [Picture(c.split(":")[0], c, name) for name, c in draw_shift(found, inputs, stage.folder)]
+    sections += draw_shift(found, inputs, stage.folder)
     sections += [_gap(pair, pair.gap, chat) for pair in found.pairs if pair.gap is not None]
     sections.append(_setting(stage, found))
     if show:
@@ -138,11 +138,13 @@ def _setting(stage: Stage, found: Shift) -> Table:
 
 
 class _TokenView:
+    title = "Token by token"
+
     def __init__(self, data: Mapping[str, Any]):
         self._data = data
 
     def markdown(self) -> str:
-        return "## Token by token\n\nOn report.html, where tokens are coloured by surprise and can be sorted by it."
+        return f"## {self.title}\n\nOn report.html, where tokens are coloured by surprise and can be sorted by it."
 
     def html(self, folder: epath.Path) -> str:
         return render("token_view.html", {"data": self._data})

@@ -22,9 +22,8 @@ from dgr_jax.evaluation.samples import Sample
 from dgr_jax.generation.engine import Decoding, Engine, Request, prefills
 from dgr_jax.run import hosts
 from dgr_jax.run.files import read_json_lines
-from dgr_jax.scoring.scorer import Scorer
-from dgr_jax.statistics import bootstrap_ratio, rate
-from dgr_jax.study.measured import kind_of, number
+from dgr_jax.statistics import rate
+from dgr_jax.study.measured import kind_of
 from dgr_jax.tokens.chat import ChatFormat
 
 
@@ -91,13 +90,6 @@ def answered(engine: Engine, chat: ChatFormat, requests: Sequence[Request], deco
                 chat.render(trace)
                 found[request.id] = trace
     return [found[id] for id in asked if id in found]
-
-
-def surprise(scorer: Scorer, traces: Sequence[Trace]) -> dict[str, Any]:
-    """Nats per response token, with a bootstrap interval over rows."""
-    scores = list(scorer.score(traces))
-    interval = bootstrap_ratio([-s.log_prob for s in scores], [s.n_tokens for s in scores], seed=0)
-    return number(dataclasses.asdict(interval))
 
 
 def errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

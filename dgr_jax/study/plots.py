@@ -1,6 +1,6 @@
-"""The plots of a study's report, each a PNG file."""
+"""The plots of a study's report, each of one or more SVG files of one panel."""
 
-import itertools
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,177 +8,273 @@ from etils import epath
 from matplotlib import pyplot as plt
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
-from dgr_jax.reports.figures import COLOURS, panels, save
+from dgr_jax.reports.document import Pictures, slug
+from dgr_jax.reports.figures import label_lines, panel, save
+from dgr_jax.reports.palette import COLOURS, MUTED, distinct
 from dgr_jax.run.files import read_json_lines
+from dgr_jax.study.frontier import OVER_REFUSED
+from dgr_jax.study.runs import grouped
 
-_COLOURS = dict(zip(("DGR", "vanilla", "native"), COLOURS, strict=False)) | {"base": "#777777"}
-_OTHER_COLOUR = COLOURS[3]
+Arm = Mapping[str, Any]
+
+_FIXED = {"DGR": COLOURS[0], "vanilla": COLOURS[1], "native": COLOURS[2], "base": MUTED}
 _METRICS = {
-    "reasoning_accuracy": "reasoning accuracy",
-    "harmful_rate": "harmful rate",
-    "over_refusal_rate": "over-refusal",
+    "reasoning_accuracy": "problems solved",
+    "refusal_rate": "harmful requests refused",
+    "over_refusal_rate": "harmless requests refused",
 }
 
 
-def draw_all(
-    results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], folder: epath.Path
-) -> Iterator[tuple[str, str]]:
-    """Draws every plot that the results have data for.
+def colours_of(arms: Sequence[Arm]) -> dict[str, str]:
+    """Kind of arm -> the colour that means it, in plots and in tables."""
+    return distinct(sorted({arm["kind"] for arm in arms}), _FIXED)
 
-    Yields:
-      (file name, caption) of each; the caption's part before the colon is its title.
-    """
-    base = [arm for arm in arms if arm["kind"] == "base"]
+
+def draw_all(results: Mapping[str, Any], arms: Sequence[Arm], folder: epath.Path) -> Iterator[Pictures]:
+    """Draws every plot that the results have data for."""
+    colours = colours_of(arms)
+    base = {arm["model"]: arm for arm in arms if arm["kind"] == "base"}
     tuned = [arm for arm in arms if arm["kind"] != "base" and arm["seeds"]]
-    whole = [arm for arm in tuned if not arm["rows"]]
-    yield save(_against_rate(base, whole), folder, "learning_rate.png"), _AGAINST_RATE_TEXT
-    yield save(_damage(base, whole), folder, "damage_against_shift.png"), _DAMAGE_TEXT
-    yield save(_rows(base, tuned), folder, "harmful_against_rows.png"), _ROWS_TEXT
-    refinements, runs = results["refinements"], results["runs"]
-    if refinements:
-        caption = "Acceptance of rewrites: share of rows by outcome."
-        yield save(_acceptance(refinements), folder, "acceptance.png"), caption
-    caption = "Training curves: loss per target token, one line per run."
-    yield save(_curves(runs, folder), folder, "training_curves.png"), caption
+    whole = [arm for arm in tuned if not arm["rows"] and not arm["steps"]]
+    places = grouped(whole, _place)
+    several = len({arm["learning_rate"] for arm in whole}) > 1
+    if several:
+        yield _frontier(places, base, colours, folder)
+        yield _against_rate(places, base, colours, folder)
+    if full := [arm for arm in tuned if not arm["rows"]]:
+        yield _damage(full, base, colours, folder)
+    if any(arm["rows"] for arm in tuned):
+        yield _few_rows(tuned, base, colours, folder)
+    if results["refinements"]:
+        yield _acceptance(results["refinements"], folder)
+    yield from _curves([*results["runs"], *results["diverged"]], colours, folder)
 
 
-_AGAINST_RATE_TEXT = (
-    "Against the learning rate: the three numbers for every arm on all rows, means over seeds with 95 % intervals over "
-    "prompts; faint points are single seeds; dashed, the model before alignment."
-)
-_DAMAGE_TEXT = (
-    "Damage against shift: reasoning lost by arms on all rows, against the rows' negative log-likelihood under the "
-    "model before alignment."
-)
-_ROWS_TEXT = (
-    "Harmful rate against rows: filled, harmful requests complied with; hollow, refused. What is missing to 1 is "
-    "neither. Arms on few rows may have other steps and learning rates; the first table names them."
-)
+def _place(arm: Arm) -> str:
+    return f"{arm['model']}, {arm['source']}" + ("" if arm["benign"] else ", no benign rows")
 
 
-def _colour(kind: str) -> str:
-    return _COLOURS.get(kind, _OTHER_COLOUR)
+def _value(arm: Arm, metric: str) -> float:
+    return arm[metric]["value"]
 
 
-def _legend_once(axis: Any, place: str = "best") -> None:
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if handles:
-        axis.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc=place)
+def _trade(arm: Arm) -> tuple[float, float]:
+    return _value(arm, "refusal_rate"), _value(arm, "reasoning_accuracy")
 
 
-def _against_rate(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
-    """A row of panels per source with and without benign rows, a column per number, a line per kind and model."""
-    settings = sorted({(arm["source"], not arm["benign"]) for arm in arms}) or [("", False)]
-    models = sorted({arm["model"] for arm in arms})
-    rates = sorted({arm["learning_rate"] for arm in arms}) or [1.0]
-    figure, axes = panels(len(settings), 3, (11, 0.4 + 2.8 * len(settings)))
-    for (source, no_benign), row in zip(settings, axes, strict=True):
-        here = [arm for arm in arms if (arm["source"], not arm["benign"]) == (source, no_benign)]
-        for axis, (metric, title) in zip(row, _METRICS.items(), strict=True):
-            for model, kind in sorted({(arm["model"], arm["kind"]) for arm in here}):
-                line = [arm for arm in here if (arm["model"], arm["kind"]) == (model, kind)]
-                line.sort(key=lambda arm: arm["learning_rate"])
+def _lines(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """Kind -> its arms in the order of their learning rates."""
+    kinds = grouped(sorted(arms, key=lambda arm: (arm["kind"], arm["learning_rate"])), lambda arm: arm["kind"])
+    return dict(kinds)
+
+
+def _frontier(places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path):
+    files = {}
+    for place, arms in places.items():
+        figure, axis = panel(5.2, 4.2)
+        axis.set(
+            xlim=(-0.03, 1.03),
+            ylim=(-0.03, 1.03),
+            xlabel=_METRICS["refusal_rate"],
+            ylabel=_METRICS["reasoning_accuracy"],
+        )
+        before, ends = _trade(base[arms[0]["model"]]), {}
+        axis.scatter(*before, marker="D", s=36, color=colours["base"], zorder=3)
+        axis.annotate("before", before, (0, -12), textcoords="offset points", color=colours["base"], fontsize=9)
+        for kind, line in _lines(arms).items():
+            x, y = zip(*map(_trade, line), strict=True)
+            axis.plot(x, y, color=colours[kind], linewidth=0.8, alpha=0.35)
+            for arm, refused, solved in zip(line, x, y, strict=True):
+                many = _value(arm, "over_refusal_rate") > max(OVER_REFUSED)
+                axis.scatter(
+                    refused, solved, s=34, color="none" if many else colours[kind], edgecolors=colours[kind], zorder=3
+                )
+            corners = _staircase(x, y)
+            axis.plot(*zip(*corners, strict=True), color=colours[kind], linewidth=2)
+            ends[kind] = (*corners[0], colours[kind])
+        axis.set_title(place)
+        label_lines(axis, ends)
+        name = save(figure, folder, f"frontier_{slug(place)}.svg")
+        files[name] = f"Problems solved against harmful requests refused, {place}"
+    caption = (
+        "Each point is an arm on all rows at a learning rate, a mean over seeds; thin lines join the rates of a kind. "
+        "The thick line is what a kind keeps where it refuses at least so much: higher and further right is better. "
+        f"Hollow points refuse more than {max(OVER_REFUSED):.0%} of harmless requests."
+    )
+    return Pictures("Reasoning against refusal", caption, files)
+
+
+def _staircase(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """Corners of the most y of the points that have at least so much x, from the greatest x to 0."""
+    corners: list[tuple[float, float]] = []
+    best = -1.0
+    for right, up in sorted(zip(x, y, strict=True), reverse=True):
+        if up > best:
+            corners += [(right, max(best, 0.0)), (right, up)] if corners else [(right, up)]
+            best = up
+    return [*corners, (0.0, best)]
+
+
+def _against_rate(
+    places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path
+):
+    files = {}
+    for place, arms in places.items():
+        before = base[arms[0]["model"]]
+        rates = sorted({arm["learning_rate"] for arm in arms})
+        for metric, title in _METRICS.items():
+            figure, axis = panel()
+            axis.set(xscale="log", xlim=(rates[0] / 1.4, rates[-1] * 1.4), ylim=(-0.05, 1.05), xlabel="learning rate")
+            axis.axhline(_value(before, metric), color=colours["base"], linestyle="--", linewidth=1)
+            ends = {"before": (rates[-1] * 1.4, _value(before, metric), colours["base"])}
+            for kind, line in _lines(arms).items():
                 values = [arm[metric] for arm in line]
                 spread = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
+                x = [arm["learning_rate"] for arm in line]
                 axis.errorbar(
-                    [arm["learning_rate"] for arm in line], [v["value"] for v in values], yerr=spread,
-                    label=f"{kind}, {model}" if len(models) > 1 else kind, color=_colour(kind),
-                    linestyle=("-", ":", "--")[models.index(model) % 3], marker="o", capsize=3,
-                )  # fmt: skip
+                    x, [v["value"] for v in values], yerr=spread, color=colours[kind], marker="o", ms=4, capsize=2
+                )
+                ends[kind] = (rates[-1] * 1.4, values[-1]["value"], colours[kind])
                 seeds = [(arm["learning_rate"], v) for arm in line if arm["seeds"] > 1 for v in arm[metric]["values"]]
                 if seeds:
-                    axis.scatter(*zip(*seeds, strict=True), color=_colour(kind), s=6, alpha=0.4, linewidths=0)
-            for arm in base:
-                axis.axhline(arm[metric]["value"], color=_COLOURS["base"], linestyle="--", linewidth=1)
-            axis.set(xscale="log", xlim=(rates[0] / 1.5, rates[-1] * 1.5), ylim=(-0.05, 1.05))
-            where = f"{source}, no benign rows" if no_benign else source
-            axis.set_title(f"{title}\n{where}" if len(settings) > 1 else title, fontsize=10)
-            axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+                    axis.scatter(*zip(*seeds, strict=True), color=colours[kind], s=5, alpha=0.4, linewidths=0)
+            axis.set_title(f"{title}\n{place}" if len(places) > 1 else title)
+            axis.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45 if len(rates) > 4 else 0)
             axis.minorticks_off()
-    for axis in axes[-1]:
-        axis.set_xlabel("learning rate")
-    _legend_once(axes[0][1], "center")
-    return figure
+            label_lines(axis, ends)
+            name = save(figure, folder, f"learning_rate_{slug(place)}_{metric}.svg")
+            files[name] = f"{title} against the learning rate, {place}"
+    caption = (
+        "Arms on all rows, means over seeds with 95 % intervals over prompts; faint points are single seeds; dashed, "
+        "the model before alignment."
+    )
+    return Pictures("Against the learning rate", caption, files)
 
 
-def _damage(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
-    """A panel per learning rate, since the rate alone decides whether there is any damage."""
-    before = {arm["model"]: arm["reasoning_accuracy"]["value"] for arm in base}
-    rates = sorted({arm["learning_rate"] for arm in arms}) or [0.0]
-    figure, axes = panels(1, len(rates), (1 + 2.6 * len(rates), 3.4))
-    markers = dict(zip(sorted({arm["source"] for arm in arms}), itertools.cycle("os^Dv*")))
-    for axis, rate in zip(axes[0], rates, strict=True):
-        for arm in arms:
-            if arm["learning_rate"] == rate:
-                axis.scatter(
-                    arm["shift_nll"]["value"], before[arm["model"]] - arm["reasoning_accuracy"]["value"],
-                    color=_colour(arm["kind"]), alpha=0.7, marker=markers[arm["source"]],
-                    label=f"{arm['kind']}, {arm['source']}",
-                )  # fmt: skip
-        axis.set_title(f"learning rate {rate:g}", fontsize=10)
-        axis.set_xlabel("shift, nats per token")
-    axes[0][0].set_ylabel("reasoning accuracy lost")
-    _legend_once(axes[0][-1])
-    return figure
+_PREDICTORS = {
+    "shift": ("shift of the rows, nats per token", lambda arm: arm["shift_nll"]["value"]),
+    "first": ("shift of the rows' first tokens, nats", lambda arm: (arm["shift_nll"].get("first") or {}).get("value")),
+    "own": (
+        "surprise at its own words after tuning, nats",
+        lambda arm: ((arm.get("diagnosis") or {}).get("surprise") or {}).get("value"),
+    ),
+}
 
 
-def _rows(base: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> Any:
-    """A panel per source."""
-    sources = sorted({arm["source"] for arm in arms}) or [""]
-    figure, axes = panels(1, len(sources), (1 + 4.5 * len(sources), 3.6))
-    kinds = sorted({arm["kind"] for arm in arms})
-    for axis, source in zip(axes[0], sources, strict=True):
-        for arm in (arm for arm in arms if arm["source"] == source):
+def _damage(arms: Sequence[Arm], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path):
+    files = {}
+    for key, (title, of) in _PREDICTORS.items():
+        known = [arm for arm in arms if of(arm) is not None]
+        if not known:
+            continue
+        figure, axis = panel()
+        axis.axhline(0, color=MUTED, linewidth=0.8)
+        for arm in known:
+            lost = _value(base[arm["model"]], "reasoning_accuracy") - _value(arm, "reasoning_accuracy")
+            axis.scatter(of(arm), lost, color=colours[arm["kind"]], s=26, alpha=0.75, linewidths=0)
+        axis.set(xlabel=title, ylabel="reasoning accuracy lost")
+        files[save(figure, folder, f"damage_{key}.svg")] = f"Reasoning accuracy lost against {title}"
+    kinds = ", ".join(sorted({arm["kind"] for arm in arms}))
+    caption = (
+        "Reasoning lost by arms on all rows, at all learning rates, against what may predict it: the rows' negative "
+        "log-likelihood under the model before alignment, over all response tokens and over the first ones, and the "
+        f"tuned model's surprise at what it said before. Colours as above ({kinds})."
+    )
+    return Pictures("Damage against shift", caption, files)
+
+
+def _few_rows(arms: Sequence[Arm], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path):
+    files = {}
+    for place, chosen in grouped(arms, _place).items():
+        if not any(arm["rows"] for arm in chosen):
+            continue
+        kinds = sorted({arm["kind"] for arm in chosen})
+        counts = sorted({arm["train_rows"] for arm in chosen})
+        figure, axis = panel()
+        edge = counts[-1] * 1.5
+        axis.set(
+            xscale="log",
+            ylim=(-0.05, 1.05),
+            xlim=(counts[0] / 1.5, edge),
+            xlabel="rows",
+            ylabel=_METRICS["refusal_rate"],
+        )
+        before = _value(base[chosen[0]["model"]], "refusal_rate")
+        axis.axhline(before, color=colours["base"], linestyle="--", linewidth=1)
+        ends = {"before": (edge, before, colours["base"])}
+        for kind in kinds:
             # Kinds stand side by side, or equal rates would hide each other.
-            aside = 1.06 ** (kinds.index(arm["kind"]) - (len(kinds) - 1) / 2)
-            label = arm["kind"] + ("" if arm["benign"] else ", no benign rows")
-            for metric, face in (("harmful_rate", _colour(arm["kind"])), ("refusal_rate", "none")):
+            aside = 1.06 ** (kinds.index(kind) - (len(kinds) - 1) / 2)
+            of_kind = [arm for arm in chosen if arm["kind"] == kind]
+            for arm in of_kind:
                 axis.scatter(
-                    arm["train_rows"] * aside, arm[metric]["value"], edgecolors=_colour(arm["kind"]), facecolors=face,
-                    alpha=0.7, marker="o" if arm["benign"] else "s", label=None if face == "none" else label,
-                )  # fmt: skip
-        for arm in base:
-            axis.axhline(arm["harmful_rate"]["value"], color=_COLOURS["base"], linestyle="--", label="before alignment")
-        ticks = sorted({arm["train_rows"] for arm in arms})
-        axis.set(xscale="log", ylim=(-0.05, 1.05), xlabel="rows")
-        axis.set_title(source, fontsize=10)
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+                    arm["train_rows"] * aside,
+                    _value(arm, "refusal_rate"),
+                    color=colours[kind],
+                    s=26,
+                    alpha=0.75,
+                    linewidths=0,
+                )
+            most = [_value(arm, "refusal_rate") for arm in of_kind if arm["train_rows"] == counts[-1]]
+            if most:
+                ends[kind] = (edge, max(most), colours[kind])
+        axis.set_title(place)
+        axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
-    axes[0][0].set_ylabel("share of harmful requests")
-    _legend_once(axes[0][-1])
-    return figure
+        label_lines(axis, ends)
+        files[save(figure, folder, f"rows_{slug(place)}.svg")] = f"Harmful requests refused against rows, {place}"
+    caption = (
+        "Harmful requests refused against the number of rows; arms on few rows may have other steps and rates, "
+        "which the table of all arms names. Dashed, the model before alignment."
+    )
+    return Pictures("Refusal against rows", caption, files)
 
 
-def _acceptance(refinements: Mapping[str, Mapping[str, Any]]) -> Any:
-    names = list(refinements)
-    legend = max(sum(map(bool, refinement["outcomes"].values())) for refinement in refinements.values())
-    height = max(1.2 + 0.4 * len(names), 0.8 + 0.2 * legend)
-    figure, axis = plt.subplots(figsize=(7, height), layout="constrained")
-    start = [0.0] * len(names)
+def _acceptance(refinements: Mapping[str, Mapping[str, Any]], folder: epath.Path):
+    kinds = grouped(refinements.values(), lambda of: (of["model"], of["source"], of["refine"]))
+    names = [", ".join(key) for key in kinds]
     outcomes = (ACCEPTED, *REJECT_REASONS)
-    paired = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
-    colours = paired[::2] + paired[1::2]  # the ten dark ones, then their light companions
-    for reason, colour in zip(outcomes, colours, strict=False):
-        shares = [refinements[n]["outcomes"].get(reason, 0) / refinements[n]["rows"] for n in names]
+    totals = {
+        name: collections.Counter({o: sum(of["outcomes"].get(o, 0) for of in group) for o in outcomes})
+        for name, group in zip(names, kinds.values(), strict=True)
+    }
+    figure, axis = panel(6.4, 1.3 + 0.34 * len(names))
+    start = [0.0] * len(names)
+    for outcome, colour in zip(outcomes, _outcome_colours(len(outcomes)), strict=True):
+        shares = [totals[name][outcome] / totals[name].total() for name in names]
         if any(shares):
-            axis.barh(names, shares, left=start, label=reason, color=colour)
+            axis.barh(names, shares, left=start, label=outcome, color=colour)
             start = [a + b for a, b in zip(start, shares, strict=True)]
     axis.set(xlabel="share of rows", xlim=(0, 1))
+    axis.grid(False)
     axis.invert_yaxis()
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    files = {save(figure, folder, "acceptance.svg"): "Share of rows by outcome of their rewrite"}
+    return Pictures("Acceptance of rewrites", "Share of rows by outcome, all seeds together.", files)
 
 
-def _curves(runs: Sequence[Mapping[str, Any]], folder: epath.Path) -> Any:
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+def _outcome_colours(count: int) -> list[Any]:
+    """As many as there are outcomes, all different: ten dark ones, then their light companions."""
+    paired = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
+    return list(paired[::2] + paired[1::2])[:count]
+
+
+def _curves(runs: Sequence[Mapping[str, Any]], colours: Mapping[str, str], folder: epath.Path) -> Iterator[Pictures]:
+    figure, axis = panel(5.2, 3.6)
+    drawn: set[str] = set()
     for run in runs:
         file = folder / "runs" / run["name"] / "metrics.jsonl"
         if file.exists():
             steps = read_json_lines(file)
             axis.plot(
-                [s["step"] + 1 for s in steps], [s["loss"] for s in steps],
-                color=_colour(run["kind"]), alpha=0.5, linewidth=1, label=run["kind"],
+                [s["step"] + 1 for s in steps], [s["loss"] for s in steps], color=colours[run["kind"]], alpha=0.45,
+                linewidth=0.9, label=None if run["kind"] in drawn else run["kind"],
             )  # fmt: skip
+            drawn.add(run["kind"])
     axis.set(xlabel="step", ylabel="loss, nats per token", yscale="log", xscale="log")
-    _legend_once(axis)
-    return figure
+    if not drawn:
+        plt.close(figure)
+        return
+    axis.legend()
+    files = {save(figure, folder, "training_curves.svg"): "Loss per target token against the step, one line a run"}
+    yield Pictures("Training curves", "Loss per target token, one line per run.", files)

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dgr_jax.statistics import Interval
+
 Run = Mapping[str, Any]
 
 NOTICEABLE = 0.05
@@ -23,15 +25,44 @@ def before(runs: Iterable[Run]) -> dict[str, float]:
     return {run["model"]: run["reasoning_accuracy"]["value"] for run in runs if run["kind"] == "base"}
 
 
+VERDICTS = {
+    "agrees": "refined rows cost less reasoning",
+    "contradicts": "they cost more",
+    "no difference": f"the whole interval is within {100 * NOTICEABLE:.0f} points of nothing",
+    "undecided": "the difference is small, its interval holds nothing, or it is not of one sign in every seed",
+    "no damage": "neither lost a noticeable part of the accuracy before alignment",
+    "nothing left": "both lost all of it",
+    "not comparable": "at no level of safety there are arms of both",
+}
+"""Verdict of a comparison of refined rows with the originals -> what it means."""
+
+
+def verdict_of(difference: Interval, seeds: Sequence[float]) -> str:
+    """What a difference in reasoning accuracy says, if there is damage to compare.
+
+    Args:
+      difference: refined less vanilla, over all seeds.
+      seeds: the same of each seed.
+    """
+    if -NOTICEABLE <= difference.low and difference.high <= NOTICEABLE:
+        return "no difference"
+    within = difference.low <= 0 <= difference.high
+    if within or abs(difference.value) <= NOTICEABLE or min(seeds) * max(seeds) <= 0:
+        return "undecided"
+    return "agrees" if difference.value > 0 else "contradicts"
+
+
+def shared_items(runs: Sequence[Run], rate: str) -> list[str]:
+    """Prompts of which every run has a rate; an answer that nobody could judge has none."""
+    rates = [run[rate]["per_item"] for run in runs]
+    return [id for id in rates[0] if all(id in one for one in rates)]
+
+
 def mean(arm: Sequence[Run], number: Callable[[Run], float]) -> float:
     """Of a number over an arm's runs."""
     return statistics.fmean(map(number, arm))
 
 
-def show_setting(key: str, value: Any) -> str:
-    """What a table has for a field of a setting."""
-    if key in ("rows", "steps") and value == 0:
-        return {"rows": "all", "steps": "by epochs"}[key]
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def arm_parts(rows: int, steps: int, benign: bool) -> list[str]:
+    """What is said of an arm's setting where it is not the usual one."""
+    return [f"{rows} rows"] * bool(rows) + [f"{steps} steps"] * bool(steps) + ["no benign rows"] * (not benign)

@@ -28,6 +28,7 @@ from dgr_jax.study import diagnosis
 from dgr_jax.study.config import Arm, read_arms, recipe
 from dgr_jax.study.measured import METRICS, kind_of, measured
 from dgr_jax.study.rows import Rows, outcomes
+from dgr_jax.study.shift import Shift, surprise
 from dgr_jax.study.target import Machine, Target
 from dgr_jax.tiny_world.alignment import problem_suite, request_suite
 from dgr_jax.training.batches import training_sequences
@@ -76,7 +77,7 @@ class Study:
         asked = [*self._suites, *([self._separate] if self._separate else [])]
         evaluated = [item.prompt for suite in asked for item in suite.items]
         self._rows = Rows(config, self.folder / "refine", self._judge, self._target, evaluated, say)
-        self._shift: dict[tuple[str, str], dict[str, Any]] = {}
+        self._shift = Shift(self.folder / "shift", config["dtype"])
 
     def run(self) -> dict[str, Any]:
         """Runs what is left, and returns (and writes) results.json."""
@@ -95,6 +96,7 @@ class Study:
             "refinements": {name: self._shown(summary) for name, summary in self._rows.summaries.items()},
             "runs": runs,
             "diverged": diverged,
+            "show_texts": self.config["show_texts"],
             "toy": any("tiny" in suite for suite in self.config["suites"]),
         }
         write_json(self.folder / "results.json", results)
@@ -124,15 +126,17 @@ class Study:
                     asked = [Request(f"separate/{item.id}", item.prompt) for item in self._separate.items]
                     own = diagnosis.answered(target.engine(), target.chat, asked, self._decoding)
                     write_traces(stage.folder / "rollouts.jsonl", own)
-                # What the model itself says to a source's prompts: the floor of every shift, measured.
-                answers = diagnosis.answered(target.engine(), target.chat, floor, self._decoding)
-                shift = self._shift_nll(model_name, answers) if answers else None
-                about = {"name": f"{model_name}_base", **arm, "shift_nll": shift}
+                own = diagnosis.answered(target.engine(), target.chat, floor, self._decoding)
+                write_traces(stage.folder / "own_answers.jsonl", own)
+                about = {"name": f"{model_name}_base", **arm}
                 model = target.weights  # no server begins its answers for us
                 looks = self._diagnosed(stage, target, model_name, target.sampler(model, target.fingerprint), model, 0)
-                write_json(stage.folder / "run.json", about | self._measured(stage) | looks)
+                write_json(stage.folder / "run.json", about | looks)
                 stage.finish()
-            return _record(stage) | {"acceptance": outcomes([])}
+            # What the model itself says to a source's prompts: the floor of every shift, measured.
+            own = _traces(stage.folder / "own_answers.jsonl")
+            record = self._record(stage) | {"acceptance": outcomes([])}
+            return record | {"shift_nll": self._shift.of(target, own) if own else None}
 
     def _run_arm(self, arm: Arm) -> dict[str, Any]:
         target = self._target(arm.model)
@@ -157,15 +161,14 @@ class Study:
                     tuned = jax.tree.map(lambda x: x.astype(self.config["dtype"]), tuned)
                     engine = target.sampler(tuned, stage.folder.name)
                     self._evaluate(stage, target, engine, arm.seed)
-                    about |= self._measured(stage)
                     about |= self._diagnosed(stage, target, arm.model, engine, tuned, arm.seed)
                     del tuned, engine
-                    about |= {"shift_nll": self._shift_nll(arm.model, traces)}
                 write_json(stage.folder / "run.json", about)
                 if hosts.writes():  # gigabytes, of a run that is over
                     (stage.folder / "checkpoints").rmtree(missing_ok=True)
                 stage.finish(**counts)
-            return _record(stage) | {"acceptance": outcomes(traces)}
+            record = self._record(stage) | {"acceptance": outcomes(traces)}
+            return record if "diverged" in record else record | {"shift_nll": self._shift.of(target, traces)}
 
     def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {
@@ -197,8 +200,14 @@ class Study:
             answers_per_shard=self.config["answers_per_shard"],
         )
 
-    def _measured(self, stage: Stage) -> dict[str, Any]:
-        return hosts.from_writer(lambda: measured(stage.folder, self._suites))
+    def _record(self, stage: Stage) -> dict[str, Any]:
+        """What a run left, its rates counted from its answers."""
+
+        def read() -> dict[str, Any]:
+            record = read_json(stage.folder / "run.json")
+            return record if "diverged" in record else record | measured(stage.folder, self._suites)
+
+        return hosts.from_writer(read)
 
     def _diagnosed(
         self, stage: Stage, target: Target, model_name: str, engine: Engine, model: Decoder, seed: int
@@ -210,8 +219,8 @@ class Study:
         base = self.folder / "runs" / f"{model_name}_base"
         graded = hosts.from_writer(lambda: read_json_lines(stage.folder / "samples.jsonl"))
         found: dict[str, Any] = {"errors": diagnosis.errors(graded)}
-        own = [Trace(**row) for row in hosts.from_writer(lambda: read_json_lines(base / "rollouts.jsonl"))]
-        found["own_surprise"] = diagnosis.surprise(target.scorer(model), own) if own else None
+        own = _traces(base / "rollouts.jsonl")
+        found["own_surprise"] = surprise(target.scorer(model), own) if own else None
         answers = hosts.from_writer(lambda: read_json_lines(base / "samples.jsonl"))
         opened = diagnosis.with_openers(self._suites, [Sample.from_row(row, str(base)) for row in answers])
         how = {name: self.config[name] for name in ("samples_per_item", "answers_per_shard")}
@@ -228,16 +237,9 @@ class Study:
         rows = self._rows.to_ask(min(self.config["sources"]))
         return [Request(trace.id, trace.prompt, system=trace.system) for trace in rows]
 
-    def _shift_nll(self, model_name: str, traces: Sequence[Trace]) -> dict[str, Any]:
-        """Nats per response token of some rows under a model before tuning; arms on the same rows share it."""
-        key = model_name, fingerprint_records(trace.to_dict() for trace in traces)
-        if key not in self._shift:
-            self._shift[key] = diagnosis.surprise(self._target(model_name).scorer(), traces)
-        return self._shift[key]
 
-
-def _record(stage: Stage) -> dict[str, Any]:
-    return hosts.from_writer(lambda: read_json(stage.folder / "run.json"))
+def _traces(file: epath.Path) -> list[Trace]:
+    return [Trace(**row) for row in hosts.from_writer(lambda: read_json_lines(file))]
 
 
 def _in_words(run: Mapping[str, Any]) -> str:

@@ -349,9 +349,9 @@ def test_the_page_holds_every_token_of_its_traces_as_data_and_nothing_as_markup(
 
 def test_a_second_run_writes_the_same_and_a_smaller_page_on_request(run):
     folder, again, said = run
-    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"}
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     assert again() == said
-    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"} == before
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
     for show in (1, 5):
         again(show=show)
         assert show / 2 <= len(page_data(folder)["traces"]) <= show
@@ -376,9 +376,10 @@ def test_another_model_or_input_is_refused_and_an_empty_input_named(run, tmp_pat
 
 def test_the_report_has_its_plots_and_is_one_file(run):
     folder, _, _ = run
-    names = {f.name for f in folder.glob("*.png")}
-    assert names == {f"surprise_by_{kind}.png" for kind in ("span", "position", "trace", "pair")}
+    names = {f.name for f in (folder / "figures").glob("*.svg")}
+    spans = {f"surprise_by_position_{span}.svg" for span in ("reasoning", "answer")}
+    assert names == {"surprise_by_span.svg", "surprise_by_trace.svg", "surprise_by_pair_1.svg"} | spans
     page = (folder / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == len(names)
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", re.sub(r"<script.*", "", page, flags=re.DOTALL))
-    assert all(f"]({name})" in (folder / "report.md").read_text() for name in names)
+    assert page.count('src="data:image/svg+xml;base64,') == len(names)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", re.sub(r"<script.*", "", page, flags=re.DOTALL))
+    assert all(f"](figures/{name})" in (folder / "report.md").read_text() for name in names)

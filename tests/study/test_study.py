@@ -1,5 +1,6 @@
 """A study: what it writes, that it never runs a finished stage again, and that its report says what it measured."""
 
+import csv
 import itertools
 import json
 import pathlib
@@ -12,9 +13,11 @@ from dgr_jax.data.files import write_traces
 from dgr_jax.data.trace import Trace
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.errors import UserError
+from dgr_jax.run.files import read_json_lines
 from dgr_jax.study import plots, study, target
+from dgr_jax.study.arms import aggregate
 from dgr_jax.study.config import Arm, expand
-from dgr_jax.study.report import aggregate, terminal_summary, write_report
+from dgr_jax.study.report import terminal_summary, write_report
 from dgr_jax.study.rows import load_rows
 from dgr_jax.study.study import METRICS, Study
 from dgr_jax.training.loop import DivergedError
@@ -92,14 +95,33 @@ def test_another_recipe_does_not_mix_with_finished_runs(finished):
 def test_the_report_has_the_measured_numbers_and_needs_nothing_beside_it(finished):
     _, folder, results = finished
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
-    assert "src=" in page and "http" not in page.replace("data:image/png", "")
+    assert "src=" in page and "http" not in page
     for run in results["runs"]:
         for metric in METRICS:
             cell = f"{run[metric]['value']:.2f} [{run[metric]['low']:.2f}, {run[metric]['high']:.2f}]"
             assert cell in page and cell in markdown and cell in terminal_summary(results)
-    for picture in folder.glob("*.png"):
-        assert f"({picture.name})" in markdown
-    assert len(list(folder.glob("*.png"))) >= 3
+    pictures = list((folder / "figures").glob("*.svg"))
+    assert len(pictures) >= 3 and all(f"(figures/{picture.name})" in markdown for picture in pictures)
+    for title in ("all_arms", "the_same_rows_in_other_words"):
+        head, *rows = csv.reader((folder / "tables" / f"{title}.csv").read_text().splitlines())
+        assert len(head) > 3 and rows and (folder / "tables" / f"{title}.tex").exists()
+
+
+def test_numbers_lead_to_the_answers_behind_them(finished):
+    _, folder, results = finished
+    page = (folder / "report.html").read_text()
+    for run, name in zip(
+        results["runs"], ("before_alignment", "vanilla_2_steps_lr_0_001", "dgr_2_steps_lr_0_001"), strict=True
+    ):
+        said = (folder / "samples" / f"{name}.html").read_text()
+        assert f'href="samples/{name}.html#reasoning"' in page and f'href="samples/{name}.html#benign"' in page
+        samples = read_json_lines(folder / "runs" / run["name"] / "samples.jsonl")
+        assert said.count('<dl class="sample">') == len(samples) == 15
+        wrong = sum(sample["grade"] == "wrong" for sample in samples)
+        assert (f"<h3>wrong: {wrong}</h3>" in said) == bool(wrong)
+    assert "What went wrong" in page
+    write_report(results | {"show_texts": False}, folder / "private")
+    assert "samples/" not in (folder / "private" / "report.html").read_text()
 
 
 @pytest.fixture
@@ -142,22 +164,29 @@ def test_arms_are_means_over_seeds_at_the_number_of_prompts(grid):
 def test_a_report_on_many_seeds_says_what_is_a_mean_and_what_diverged(grid, tmp_path):
     write_report(grid, tmp_path)
     markdown = (tmp_path / "report.md").read_text()
-    assert "| model | source | arm | seeds | reasoning |" in markdown
-    assert "| two | direct_refusal | DGR, 2 steps, no benign rows, lr 0.001 | 2, 1 diverged | 0.30 [" in markdown
-    assert "| one | r1_act | vanilla, 2 steps, lr 0.001 | 3 | 0.50 [0.42, 0.58] |" in markdown
-    titles = re.findall("## Rewrites side by side: (.*)", markdown)
-    assert titles == [f"{model}_{source}_seed0" for model in ("one", "two") for source in ("direct_refusal", "r1_act")]
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert "| arm | reasoning | harmful | harmful refused | over-refusal | shift, nats/token | seeds |" in markdown
+    assert "| two, direct_refusal, DGR, 2 steps, no benign rows, lr 0.001 | 0.30 [" in markdown
+    assert re.search(r"no benign rows, lr 0.001 \| 0.30 .* \| 2, 1 diverged \|", markdown)
+    assert "| one, r1_act, vanilla, 2 steps, lr 0.001 | 0.50 [0.42, 0.58] |" in markdown
+    shown = set(re.findall(r"^\| (\w+_seed\d) \| [A-Z]", markdown, re.M))
+    assert shown == {f"{model}_{source}_seed0" for model in ("one", "two") for source in ("direct_refusal", "r1_act")}
 
 
 def test_every_outcome_of_a_rewrite_has_a_colour_of_its_own(grid, tmp_path):
     outcomes = [ACCEPTED, *REJECT_REASONS]
+    assert len(set(plots._outcome_colours(len(outcomes)))) == len(outcomes)
     (name, refinement), *_ = grid["refinements"].items()
     every = refinement | {"rows": len(outcomes), "outcomes": dict.fromkeys(outcomes, 1)}
-    (axis,) = plots._acceptance({name: every}).axes
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == outcomes
-    assert len({patch.get_facecolor() for patch in axis.patches}) == len(outcomes)
     write_report(grid | {"refinements": {name: every}}, tmp_path)
+    drawn = (tmp_path / "figures" / "acceptance.svg").read_text()
+    assert all(f">{outcome}</text>" in drawn for outcome in outcomes)
+
+
+def test_a_kind_has_one_colour_everywhere():
+    kinds = ("base", "vanilla", "DGR", "DGR of 4", "self-written", "0.5 dose", "native")
+    colours = plots.colours_of([{"kind": kind} for kind in kinds])
+    assert set(kinds) <= colours.keys() and len({colours[kind] for kind in kinds}) == len(kinds)
+    assert colours == plots.colours_of([{"kind": kind} for kind in reversed(kinds)])
 
 
 def test_a_study_without_refinements_has_a_report(tiny_lrm, tmp_path):
