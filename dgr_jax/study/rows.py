@@ -63,7 +63,7 @@ class Rows:
         Raises:
           UserError: rows that its source does not have.
         """
-        original = self._rows(arm.source, arm.seed)[0]
+        original = self.originals(arm.source, arm.seed)
         refined = self._rewritten(arm) if arm.dose else {}
         if arm.native:
             entry = self._config["sources"][arm.source]
@@ -85,6 +85,10 @@ class Rows:
         if not kept:
             raise UserError(f"arm {arm.name}: its refinement dropped all {len(rows)} rows; take it out of the grids")
         return kept
+
+    def originals(self, source: str, seed: int) -> list[Trace]:
+        """A source's rows without evaluation prompts."""
+        return self._rows(source, seed)[0]
 
     def to_ask(self, source: str) -> list[Trace]:
         """A source's rows at seed 0, evaluation prompts among them."""

@@ -80,7 +80,17 @@ class Study:
         self._shift = Shift(self.folder / "shift", config["dtype"])
 
     def run(self) -> dict[str, Any]:
-        """Runs what is left, and returns (and writes) results.json."""
+        """Runs what is left, and returns (and writes) results.json.
+
+        Raises:
+          UserError: rows that cannot be trained on, before anything is run, or a stage's own.
+        """
+        for arm in {(arm.model, arm.source, arm.seed): arm for arm in self.arms}.values():
+            training_sequences(
+                self._rows.originals(arm.source, arm.seed),
+                self._target(arm.model).chat,
+                recipe(self.config, arm).row_length,
+            )
         runs = [self._run_base(model) for model in self.config["models"]]
         diverged = []
         for number, arm in enumerate(self.arms, 1):

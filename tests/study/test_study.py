@@ -300,6 +300,14 @@ def test_values_that_a_recipe_or_a_source_cannot_have_are_named(finished, tiny_l
         Study(config, folder, say=lambda line: None)._rows.of(Arm("tiny", "r1_act", rows=7))
 
 
+def test_rows_that_do_not_fit_are_named_before_anything_runs(tiny_lrm, tmp_path):
+    config = small_config(tiny_lrm)
+    config["recipe"]["row_length"] = 24
+    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than `row_length`=24"):
+        Study(config, tmp_path, say=lambda line: None).run()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_arm_that_diverges_is_reported_and_the_study_goes_on(finished, tmp_path, monkeypatch):
     config, _, _ = finished
     train = study.train
