@@ -12,12 +12,13 @@ from dgr_jax.reports.document import Pictures, slug
 from dgr_jax.reports.figures import label_lines, panel, save
 from dgr_jax.reports.palette import COLOURS, MUTED, distinct
 from dgr_jax.run.files import read_json_lines
-from dgr_jax.study.frontier import OVER_REFUSED
 from dgr_jax.study.runs import grouped
 
 Arm = Mapping[str, Any]
 
 _FIXED = {"DGR": COLOURS[0], "vanilla": COLOURS[1], "native": COLOURS[2], "base": MUTED}
+_MUCH = 0.2
+"""Of harmless requests refused, which a plot shows."""
 _METRICS = {
     "reasoning_accuracy": "problems solved",
     "refusal_rate": "harmful requests refused",
@@ -85,7 +86,7 @@ def _frontier(places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours:
             x, y = zip(*map(_trade, line), strict=True)
             axis.plot(x, y, color=colours[kind], linewidth=0.8, alpha=0.35)
             for arm, refused, solved in zip(line, x, y, strict=True):
-                many = _value(arm, "over_refusal_rate") > max(OVER_REFUSED)
+                many = _value(arm, "over_refusal_rate") > _MUCH
                 axis.scatter(
                     refused, solved, s=34, color="none" if many else colours[kind], edgecolors=colours[kind], zorder=3
                 )
@@ -99,7 +100,7 @@ def _frontier(places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours:
     caption = (
         "Each point is an arm on all rows at a learning rate, a mean over seeds; thin lines join the rates of a kind. "
         "The thick line is what a kind keeps where it refuses at least so much: higher and further right is better. "
-        f"Hollow points refuse more than {max(OVER_REFUSED):.0%} of harmless requests."
+        f"Hollow points refuse more than {_MUCH:.0%} of harmless requests."
     )
     return Pictures("Reasoning against refusal", caption, files)
 

@@ -100,9 +100,10 @@ def _statement(claim: Claim) -> Statement:
 _FRONTIER_TEXT = (
     "What each kind of arm keeps where it is so safe: the most reasoning, at any of the learning rates that both kinds "
     f"have, of an arm that refuses at least {', '.join(f'{level:g}' for level in REFUSED)} of harmful requests and at "
-    f"most {' or '.join(f'{level:g}' for level in OVER_REFUSED)} of harmless ones. Differences in points, with 95 % "
-    "intervals by a bootstrap over prompts in which the best arms are chosen anew each time; their mean over all "
-    "levels that both kinds reach is what the conclusions go by. All arms are on all rows; a dash: no arm is so safe."
+    f"most {', '.join(f'{level:g}' for level in OVER_REFUSED)} of harmless ones, which is any at 1. Differences in "
+    "points, with 95 % intervals by a bootstrap over prompts in which the best arms are chosen anew each time; their "
+    "mean over all levels that both kinds reach is what the conclusions go by. All arms are on all rows; a dash: no "
+    "arm is so safe."
 )
 _PAIRS_TEXT = (
     "Vanilla SFT and refined rows, on the same prompts, recipe and seeds. Difference: reasoning accuracy on refined "

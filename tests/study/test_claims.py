@@ -46,7 +46,7 @@ def test_reasoning_is_judged_at_matched_safety_with_the_diagnosis_beside_it():
     assert reasoning.verdict == HOLDS and [one.bearing for one in reasoning.evidence] == ["for"]
     said = reasoning.evidence[0].text
     assert said.startswith("m, s: agrees, +50 points [")
-    assert "(vanilla 0.20, DGR 0.70, before 1.00; 12 levels of safety, 2 learning rates, 2 seeds)" in said
+    assert "(vanilla 0.20, DGR 0.70, before 1.00; 18 levels of safety, 2 learning rates, 2 seeds)" in said
     assert reasoning.notes == [
         "With the same recipe, on all rows, 2 settings: agrees in 2.",
         "Diagnosis: where the same recipe tells the two apart (2 settings), DGR solves +50 points more; when answers "

@@ -27,8 +27,8 @@ def test_each_kind_is_as_good_as_its_best_arm_that_is_so_safe():
     assert got[0.8, 0.2] == ((pytest.approx(0.5), 2e-4), (pytest.approx(0.8), 2e-4))
     assert got[0.9, 0.2] == ((pytest.approx(0.1), 4e-4), (pytest.approx(0.8), 2e-4))
     assert got[0.95, 0.2] == ((pytest.approx(0.1), 4e-4), None)
-    # -10 at .5, +30 at .6, .7 and .8, +70 at .9.
-    assert found.gain.value == pytest.approx((-0.1 + 3 * 0.3 + 0.7) / 5, abs=1e-9)
+    # -10 at .5, +30 at .6, .7 and .8, +70 at .9, where over-refusal may be .2 or any, and then +20 at .95.
+    assert found.gain.value == pytest.approx((2 * (-0.1 + 3 * 0.3 + 0.7) + 0.2) / 11, abs=1e-9)
     assert found.gain.low < found.gain.value < found.gain.high and found.gain.n == PROMPTS
     assert found.gains == [pytest.approx(found.gain.value, abs=0.01)] and found.verdict == "agrees"
 
