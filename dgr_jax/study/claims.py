@@ -13,6 +13,8 @@ from dgr_jax.study.frontier import Frontier, frontiers
 from dgr_jax.study.pairs import Pair, paired, pairs
 from dgr_jax.study.runs import Run, arm_parts, before, grouped
 
+ONE_SEED = "One seed: an illustration, not evidence."
+
 Bearing = Literal["for", "against", "neither"]
 
 HOLDS, CONDITIONS, FAILS, UNTOLD = ("holds", "holds under these conditions", "does not hold", "cannot be told")
@@ -54,11 +56,14 @@ class Claim:
 def claims(runs: Sequence[Run]) -> list[Claim]:
     """The paper's three claims."""
     found = [pair for pair in pairs(runs) if pair.kind == "DGR"]
-    return [
+    said = [
         _reasoning([frontier for frontier in frontiers(runs) if frontier.kind == "DGR"], found),
         _shift(correlate(runs)),
         _few_rows(runs),
     ]
+    if len({run["seed"] for run in runs if run["kind"] != "base"}) > 1:
+        return said
+    return [dataclasses.replace(claim, notes=[*claim.notes, ONE_SEED]) for claim in said]
 
 
 _BEARINGS: Mapping[str, Bearing] = {"agrees": "for", "contradicts": "against", "no difference": "against"}

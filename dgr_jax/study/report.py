@@ -16,7 +16,7 @@ from dgr_jax.reports.words import points, span
 from dgr_jax.study import arms as of_arms
 from dgr_jax.study import correlation, plots
 from dgr_jax.study.arms import aggregate
-from dgr_jax.study.claims import CONDITIONS, FAILS, HOLDS, UNTOLD, Claim, claims
+from dgr_jax.study.claims import CONDITIONS, FAILS, HOLDS, ONE_SEED, UNTOLD, Claim, claims
 from dgr_jax.study.compared import RunComparison
 from dgr_jax.study.frontier import OVER_REFUSED, REFUSED, Frontier, frontiers
 from dgr_jax.study.pairs import pair_table, pairs
@@ -27,7 +27,8 @@ from dgr_jax.study.sample_pages import ANCHOR_OF, SamplePages
 def terminal_summary(results: Mapping[str, Any]) -> str:
     """The study's numbers and what they say of each claim, as text for a terminal."""
     rows = [line[:5] + line[6:] for line in of_arms.arm_rows(aggregate(results))]  # shift is in the report
-    said = [f"{claim.title}: {claim.verdict}." for claim in claims(results["runs"])]
+    found = claims(results["runs"])
+    said = [f"{claim.title}: {claim.verdict}." for claim in found] + [ONE_SEED] * (ONE_SEED in found[0].notes)
     return "\n".join([aligned(rows), "", *said])
 
 

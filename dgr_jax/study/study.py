@@ -136,15 +136,16 @@ class Study:
                     asked = [Request(f"separate/{item.id}", item.prompt) for item in self._separate.items]
                     own = diagnosis.answered(target.engine(), target.chat, asked, self._decoding)
                     write_traces(stage.folder / "rollouts.jsonl", own)
-                own = diagnosis.answered(target.engine(), target.chat, floor, self._decoding)
-                write_traces(stage.folder / "own_answers.jsonl", own)
                 about = {"name": f"{model_name}_base", **arm}
                 model = target.weights  # no server begins its answers for us
                 looks = self._diagnosed(stage, target, model_name, target.sampler(model, target.fingerprint), model, 0)
                 write_json(stage.folder / "run.json", about | looks)
                 stage.finish()
             # What the model itself says to a source's prompts: the floor of every shift, measured.
-            own = _traces(stage.folder / "own_answers.jsonl")
+            file = stage.folder / "own_answers.jsonl"
+            if not hosts.from_writer(file.exists):
+                write_traces(file, diagnosis.answered(target.engine(), target.chat, floor, self._decoding))
+            own = _traces(file)
             record = self._record(stage) | {"acceptance": outcomes([])}
             return record | {"shift_nll": self._shift.of(target, own) if own else None}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dgr_jax.study.claims import CONDITIONS, FAILS, HOLDS, UNTOLD, Claim, Evidence, claims
+from dgr_jax.study.claims import CONDITIONS, FAILS, HOLDS, ONE_SEED, UNTOLD, Claim, Evidence, claims
 from tests.study.runs_for import BASE, grid, measured, run
 
 RATES = (1e-4, 2e-4)
@@ -62,7 +62,7 @@ def test_reasoning_is_judged_at_matched_safety_with_the_diagnosis_beside_it():
 def test_a_study_without_the_arms_says_that_it_cannot_tell():
     found = claims([BASE, run("vanilla", 0, 1.0, 0.0, 0.0, 6.0)])
     assert [claim.verdict for claim in found] == [UNTOLD] * 3
-    assert [len(claim.notes) for claim in found] == [1, 1, 1]
+    assert [len(claim.notes) for claim in found] == [2, 2, 2] and all(claim.notes[-1] == ONE_SEED for claim in found)
 
 
 def test_shift_bears_on_its_claim_where_several_sources_have_enough_arms():
