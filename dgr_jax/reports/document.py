@@ -9,7 +9,7 @@ import dataclasses
 import io
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jinja2
@@ -67,6 +67,19 @@ def write_document(title: str, sections: Sequence[Section], folder: epath.PathLi
 def slug(title: str) -> str:
     """A title as a file's name and an anchor."""
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+
+
+def slugs(titles: Iterable[str]) -> dict[str, str]:
+    """The same of several titles, told apart by a number where two would be the same."""
+    found: dict[str, str] = {}
+    for title in titles:
+        name = short = slug(title)
+        number = 1
+        while name in found.values():
+            number += 1
+            name = f"{short}_{number}"
+        found[title] = name
+    return found
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

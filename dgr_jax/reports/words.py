@@ -16,8 +16,3 @@ def span(differences: Sequence[float]) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 seed", "3 seeds"."""
     return f"{number} {noun}" + "s" * (number != 1)
-
-
-def capital(text: str) -> str:
-    """With a capital letter at its beginning."""
-    return text[0].upper() + text[1:]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from dgr_jax.reports.words import capital, count, points, span
+from dgr_jax.reports.words import count, points, span
 from dgr_jax.statistics import Difference
 from dgr_jax.study.correlation import ALL_SOURCES, FEWEST_TO_RANK, PER_TOKEN, Correlation, correlate
 from dgr_jax.study.frontier import Frontier, frontiers
@@ -44,7 +44,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """By majority of nothing: one comparison against a claim makes it one that holds under conditions."""
+        """No majority decides: a claim that not all of its evidence is for holds under conditions."""
         found = collections.Counter(one.bearing for one in self.evidence)
         if not found["for"] and not found["against"]:
             return UNTOLD
@@ -168,13 +168,3 @@ def _few_rows(runs: Sequence[Run]) -> Claim:
 def _switched(refused: Difference) -> Bearing:
     """Switched on: more than half of all harmful requests are refused that were not, beyond the interval."""
     return "for" if refused.low > 0.5 else "against" if refused.high < 0.5 else "neither"
-
-
-def claims_table(found: Sequence[Claim]) -> list[list[str]]:
-    """Head and one row per claim."""
-    rows = [["claim of the paper", "verdict", "evidence"]]
-    for claim in found:
-        counts = collections.Counter(one.bearing for one in claim.evidence)
-        said = ", ".join(f"{number} {bearing}" for bearing, number in counts.items()) or "none"
-        rows.append([claim.title, claim.verdict, f"{capital(said)}"])
-    return rows

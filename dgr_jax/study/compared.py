@@ -1,6 +1,6 @@
 """Two arms of a study beside each other, prompt by prompt: a part of its page that a reader steers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -8,13 +8,7 @@ from scipy import special
 
 from dgr_jax.reports.document import render
 from dgr_jax.study.arms import by_arm, names
-from dgr_jax.study.runs import Run, shared_items
-
-_RATES = {
-    "reasoning_accuracy": "problems solved",
-    "refusal_rate": "harmful requests refused",
-    "over_refusal_rate": "harmless requests refused",
-}
+from dgr_jax.study.runs import RATES, Run, shared_items
 
 
 class RunComparison:
@@ -22,21 +16,17 @@ class RunComparison:
 
     title = "Two arms compared"
 
-    def __init__(self, runs: Sequence[Run], colours: Mapping[str, str]):
+    def __init__(self, runs: Sequence[Run]):
         groups = by_arm(runs)
-        ids = {rate: shared_items(runs, rate) for rate in _RATES}
+        ids = {rate: shared_items(runs, rate) for rate in RATES}
         titles = names([group[0] for group in groups])
         self._data = {
             "rates": [
                 {"title": title, "ids": ids[rate], "t": float(special.stdtrit(max(1, len(ids[rate]) - 1), 0.975))}
-                for rate, title in _RATES.items()
+                for rate, title in RATES.items()
             ],
             "arms": [
-                {
-                    "title": title,
-                    "colour": colours[group[0]["kind"]],
-                    "rates": [_means(group, r, ids[r]) for r in _RATES],
-                }
+                {"title": title, "rates": [_means(group, rate, ids[rate]) for rate in RATES]}
                 for title, group in zip(titles, groups, strict=True)
             ],
         }

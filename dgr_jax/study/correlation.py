@@ -14,6 +14,7 @@ from dgr_jax.study.runs import NOTICEABLE, Run, before, grouped, mean
 FEWEST_TO_RANK = 4
 """Arms from which on a rank correlation is given: two always correlate perfectly."""
 FEWEST_FOR_AN_INTERVAL = 8
+"""Arms from which on it has an interval, whose variance is approximate."""
 
 ALL_SOURCES = "all sources"
 

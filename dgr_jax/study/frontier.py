@@ -71,9 +71,11 @@ class Frontier:
         both = [level for level in self.levels if level.vanilla and level.refined]
         if self.gain is None or not both:
             return "not comparable"
-        lowest = min(min(level.vanilla[0], level.refined[0]) for level in both if level.vanilla and level.refined)
-        if self.base - lowest <= NOTICEABLE:
+        kept = [best[0] for level in both for best in (level.vanilla, level.refined) if best]
+        if self.base - min(kept) <= NOTICEABLE:
             return "no damage"
+        if max(kept) <= NOTICEABLE:
+            return "nothing left"
         return verdict_of(self.gain, self.gains)
 
 

@@ -8,22 +8,17 @@ from etils import epath
 from matplotlib import pyplot as plt
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
-from dgr_jax.reports.document import Pictures, slug
+from dgr_jax.reports.document import Pictures, slugs
 from dgr_jax.reports.figures import label_lines, panel, save
 from dgr_jax.reports.palette import COLOURS, MUTED, distinct
 from dgr_jax.run.files import read_json_lines
-from dgr_jax.study.runs import grouped
+from dgr_jax.study.runs import RATES, grouped
 
 Arm = Mapping[str, Any]
 
 _FIXED = {"DGR": COLOURS[0], "vanilla": COLOURS[1], "native": COLOURS[2], "base": MUTED}
 _MUCH = 0.2
 """Of harmless requests refused, which a plot shows."""
-_METRICS = {
-    "reasoning_accuracy": "problems solved",
-    "refusal_rate": "harmful requests refused",
-    "over_refusal_rate": "harmless requests refused",
-}
 
 
 def colours_of(arms: Sequence[Arm]) -> dict[str, str]:
@@ -70,14 +65,11 @@ def _lines(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
 
 
 def _frontier(places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path):
-    files = {}
+    files, names = {}, slugs(places)
     for place, arms in places.items():
         figure, axis = panel(5.2, 4.2)
         axis.set(
-            xlim=(-0.03, 1.03),
-            ylim=(-0.03, 1.03),
-            xlabel=_METRICS["refusal_rate"],
-            ylabel=_METRICS["reasoning_accuracy"],
+            xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=RATES["refusal_rate"], ylabel=RATES["reasoning_accuracy"]
         )
         before, ends = _trade(base[arms[0]["model"]]), {}
         axis.scatter(*before, marker="D", s=36, color=colours["base"], zorder=3)
@@ -95,7 +87,7 @@ def _frontier(places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours:
             ends[kind] = (*corners[0], colours[kind])
         axis.set_title(place)
         label_lines(axis, ends)
-        name = save(figure, folder, f"frontier_{slug(place)}.svg")
+        name = save(figure, folder, f"frontier_{names[place]}.svg")
         files[name] = f"Problems solved against harmful requests refused, {place}"
     caption = (
         "Each point is an arm on all rows at a learning rate, a mean over seeds; thin lines join the rates of a kind. "
@@ -119,11 +111,11 @@ def _staircase(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, floa
 def _against_rate(
     places: Mapping[str, list[Arm]], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path
 ):
-    files = {}
+    files, names = {}, slugs(places)
     for place, arms in places.items():
         before = base[arms[0]["model"]]
         rates = sorted({arm["learning_rate"] for arm in arms})
-        for metric, title in _METRICS.items():
+        for metric, title in RATES.items():
             figure, axis = panel()
             axis.set(xscale="log", xlim=(rates[0] / 1.4, rates[-1] * 1.4), ylim=(-0.05, 1.05), xlabel="learning rate")
             axis.axhline(_value(before, metric), color=colours["base"], linestyle="--", linewidth=1)
@@ -143,7 +135,7 @@ def _against_rate(
             axis.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45 if len(rates) > 4 else 0)
             axis.minorticks_off()
             label_lines(axis, ends)
-            name = save(figure, folder, f"learning_rate_{slug(place)}_{metric}.svg")
+            name = save(figure, folder, f"learning_rate_{names[place]}_{metric}.svg")
             files[name] = f"{title} against the learning rate, {place}"
     caption = (
         "Arms on all rows, means over seeds with 95 % intervals over prompts; faint points are single seeds; dashed, "
@@ -185,8 +177,9 @@ def _damage(arms: Sequence[Arm], base: Mapping[str, Arm], colours: Mapping[str, 
 
 
 def _few_rows(arms: Sequence[Arm], base: Mapping[str, Arm], colours: Mapping[str, str], folder: epath.Path):
-    files = {}
-    for place, chosen in grouped(arms, _place).items():
+    places = grouped(arms, _place)
+    files, names = {}, slugs(places)
+    for place, chosen in places.items():
         if not any(arm["rows"] for arm in chosen):
             continue
         kinds = sorted({arm["kind"] for arm in chosen})
@@ -194,11 +187,7 @@ def _few_rows(arms: Sequence[Arm], base: Mapping[str, Arm], colours: Mapping[str
         figure, axis = panel()
         edge = counts[-1] * 1.5
         axis.set(
-            xscale="log",
-            ylim=(-0.05, 1.05),
-            xlim=(counts[0] / 1.5, edge),
-            xlabel="rows",
-            ylabel=_METRICS["refusal_rate"],
+            xscale="log", ylim=(-0.05, 1.05), xlim=(counts[0] / 1.5, edge), xlabel="rows", ylabel=RATES["refusal_rate"]
         )
         before = _value(base[chosen[0]["model"]], "refusal_rate")
         axis.axhline(before, color=colours["base"], linestyle="--", linewidth=1)
@@ -223,7 +212,7 @@ def _few_rows(arms: Sequence[Arm], base: Mapping[str, Arm], colours: Mapping[str
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
         label_lines(axis, ends)
-        files[save(figure, folder, f"rows_{slug(place)}.svg")] = f"Harmful requests refused against rows, {place}"
+        files[save(figure, folder, f"rows_{names[place]}.svg")] = f"Harmful requests refused against rows, {place}"
     caption = (
         "Harmful requests refused against the number of rows; arms on few rows may have other steps and rates, "
         "which the table of all arms names. Dashed, the model before alignment."

@@ -72,7 +72,7 @@ def write_report(results: Mapping[str, Any], folder: epath.PathLike) -> epath.Pa
     sections += pictures.values()
     if (failures := samples.failures()) is not None:
         sections.append(failures)
-    sections.append(RunComparison(runs, colours))
+    sections.append(RunComparison(runs))
     sections.append(Table("Neither, and cut off", _NEITHER_TEXT, of_arms.neither_rows(arms), marks))
     group_marks = [colours[arm[0]["kind"]] for arm in of_arms.by_arm(runs)]
     sections.append(

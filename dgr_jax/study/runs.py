@@ -8,6 +8,12 @@ from dgr_jax.statistics import Interval
 
 Run = Mapping[str, Any]
 
+RATES = {
+    "reasoning_accuracy": "problems solved",
+    "refusal_rate": "harmful requests refused",
+    "over_refusal_rate": "harmless requests refused",
+}
+"""The rates of a trade, in words."""
 NOTICEABLE = 0.05
 """Differences of a rate up to this (5 points) are not called differences."""
 
@@ -42,12 +48,12 @@ def verdict_of(difference: Interval, seeds: Sequence[float]) -> str:
 
     Args:
       difference: refined less vanilla, over all seeds.
-      seeds: the same of each seed.
+      seeds: the same of each seed, as far as it has one by itself.
     """
     if -NOTICEABLE <= difference.low and difference.high <= NOTICEABLE:
         return "no difference"
     within = difference.low <= 0 <= difference.high
-    if within or abs(difference.value) <= NOTICEABLE or min(seeds) * max(seeds) <= 0:
+    if within or abs(difference.value) <= NOTICEABLE or not seeds or min(seeds) * max(seeds) <= 0:
         return "undecided"
     return "agrees" if difference.value > 0 else "contradicts"
 

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from dgr_jax.evaluation.items import PROBLEMS
-from dgr_jax.reports.document import Table, render, slug
+from dgr_jax.reports.document import Table, render, slugs
 from dgr_jax.run.files import read_json_lines, write_text
 from dgr_jax.study.arms import Arm, names
 from dgr_jax.study.runs import grouped
@@ -35,6 +35,7 @@ class SamplePages:
     def __init__(self, title: str, arms: Sequence[Arm], folder: epath.Path):
         self._arms, self._names = arms, names(arms)
         self.links: dict[int, str] = {}
+        files = slugs(self._names)
         self._failures: dict[int, dict[str, list[dict[str, Any]]]] = {}
         for number, (arm, name) in enumerate(zip(arms, self._names, strict=True)):
             samples = [sample for run in arm["runs"] for sample in _read(folder / "runs" / run / "samples.jsonl")]
@@ -47,7 +48,7 @@ class SamplePages:
                 for kind in _ANCHORS
                 if kind in kinds
             ]
-            self.links[number] = f"samples/{slug(name)}.html"
+            self.links[number] = f"samples/{files[name]}.html"
             page = render("samples.html", {"title": f"{title}: {name}", "parts": parts})
             write_text(folder / self.links[number], page)
 
@@ -64,10 +65,10 @@ class SamplePages:
                     wrong = sample["reason"] if kind == "reasoning" else f"{_ANCHORS[kind].lower()}: {sample['grade']}"
                     rows.append([self._names[chosen], sample["prompt"], sample["output"], wrong])
         text = (
-            "Of each kind of arm the one whose accuracy is nearest to half of that before alignment; the first of its "
+            "Of each kind of arm the one whose accuracy is nearest to half of that before alignment: the first of its "
         )
         text += (
-            "wrong problems, of the harmful requests that it complied with, and of the harmless ones that it refused."
+            "wrong answers, of the harmful requests that it complied with, and of the harmless ones that it refused."
         )
         return Table("What went wrong", text, rows) if len(rows) > 1 else None
 

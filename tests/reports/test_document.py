@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from dgr_jax.reports.document import Table, aligned, write_document
+from dgr_jax.reports.document import Table, aligned, slugs, write_document
 from dgr_jax.reports.figures import label_lines, panel, save
 from dgr_jax.reports.palette import COLOURS, DARK, INK
 
@@ -51,13 +51,18 @@ def test_a_long_table_is_folded(tmp_path, rows: int, folded: bool):
     assert ("<details>" in (tmp_path / "report.md").read_text()) == folded
 
 
+def test_titles_that_become_one_name_are_told_apart():
+    assert slugs(["a.b", "A b", "c", "a_b"]) == {"a.b": "a_b", "A b": "a_b_2", "c": "c", "a_b": "a_b_3"}
+
+
 def test_colours_follow_the_scheme(tmp_path):
     figure, axis = panel()
     axis.plot([0, 1], [0, 1], color=COLOURS[0])
     label_lines(axis, {"a line": (1, 1, COLOURS[0])})
+    axis.set_title("$not{ a formula$ <b>")
     drawn = (epath.Path(tmp_path) / save(figure, epath.Path(tmp_path), "f.svg")).read_text()
     assert f"{{:root{{--c0:{DARK[INK]};" in drawn and COLOURS[0] not in drawn.split("</style>")[1]
-    assert ">a line</text>" in drawn and "<date>" not in drawn
+    assert ">a line</text>" in drawn and ">$not{ a formula$ &lt;b&gt;</text>" in drawn and "<date>" not in drawn
 
 
 @settings(deadline=None)  # drawing takes its time

@@ -51,6 +51,7 @@ def test_rates_and_seeds_that_only_one_kind_has_are_left_out():
         ((0.98, 0.98, 0.98), (0.97, 0.97, 0.97), (0.97, 0.97, 0.97), "no damage"),
         ((0.5, 0.4, 0.3), (0.52, 0.4, 0.3), (0.97, 0.97, 0.97), "undecided"),
         ((0.5, 0.4, 0.3), (0.9, 0.9, 0.9), (0.3, 0.3, 0.3), "not comparable"),
+        ((0.02, 0.0, 0.0), (0.04, 0.03, 0.0), (0.97, 0.97, 0.97), "nothing left"),
     ],
 )
 def test_verdicts(vanilla, refined, refused, said):
@@ -66,6 +67,16 @@ def test_seeds_that_disagree_leave_it_undecided():
         runs += arms("vanilla", (vanilla,) * 3, *safe, seed=seed) + arms("DGR", (refined,) * 3, *safe, seed=seed)
     (found,) = frontiers(runs)
     assert found.gains == [pytest.approx(0.7), pytest.approx(-0.1)] and found.verdict == "undecided"
+
+
+def test_seeds_that_reach_no_level_by_themselves_decide_nothing():
+    """On average both kinds refuse half of all requests; with either seed only one of them does."""
+    runs = [BASE]
+    for seed, (vanilla, refined) in enumerate(((0.9, 0.2), (0.2, 0.9))):
+        runs += arms("vanilla", (0.2,) * 3, (vanilla,) * 3, (0, 0, 0), seed=seed)
+        runs += arms("DGR", (0.8,) * 3, (refined,) * 3, (0, 0, 0), seed=seed)
+    (found,) = frontiers(runs)
+    assert found.gain.value == pytest.approx(0.6) and found.gains == [] and found.verdict == "undecided"
 
 
 def test_where_nothing_differs_intervals_hold_nothing_nineteen_times_of_twenty():
