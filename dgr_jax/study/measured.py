@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from dgr_jax.errors import UserError
 from dgr_jax.evaluation.compare import Evaluation, read_evaluation
 from dgr_jax.evaluation.items import PROBLEMS, Suite
 from dgr_jax.run.files import read_json
@@ -27,9 +28,16 @@ def measured(folder: epath.Path, suites: Sequence[Suite]) -> dict[str, Any]:
     """The three rates of an evaluation's folder, with each prompt's own; refusals; what counts for none; groups.
 
     Several suites of a kind are one: each prompt counts the same.
+
+    Raises:
+      UserError: the folder is not what an evaluation of these suites left.
     """
     rows = read_json(folder / "results.json")
     answers = read_evaluation(str(folder))
+    for suite in suites:
+        given = collections.Counter(sample.id for sample, _ in answers.samples.get(suite.name, ()))
+        if given.keys() != {item.id for item in suite.items} or len(set(given.values())) > 1:
+            raise UserError(f"{folder}: samples.jsonl lacks answers to {suite.name!r}")
     main: dict[str, dict[str, Any]] = {}
     groups: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     for metric, kind in KIND_OF.items():

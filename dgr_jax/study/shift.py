@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from dgr_jax.data.trace import Trace
+from dgr_jax.errors import UserError
 from dgr_jax.run import hosts
 from dgr_jax.run.files import fingerprint_records, read_json, write_json
 from dgr_jax.scoring.scorer import Scorer
@@ -35,12 +36,21 @@ class Shift:
         self._folder, self._dtype = folder, dtype
 
     def of(self, target: Target, traces: Sequence[Trace]) -> dict[str, Any]:
-        """See `surprise`; measured where no file has it."""
+        """See `surprise`; measured where no whole file has it."""
         about = {"model": target.fingerprint, "dtype": self._dtype, "first_tokens": FIRST_TOKENS}
         name = fingerprint_records([about, *(trace.to_dict() for trace in traces)])
         file = self._folder / f"{name[:32]}.json"
-        if hosts.from_writer(file.exists):
-            return hosts.from_writer(lambda: read_json(file))
+        if (kept := hosts.from_writer(lambda: _kept(file))) is not None:
+            return kept
         found = surprise(target.scorer(), traces)
         write_json(file, found)
         return found
+
+
+def _kept(file: epath.Path) -> dict[str, Any] | None:
+    """What a file has, if it is there and whole."""
+    try:
+        found = read_json(file)
+        return number(found) | {"first": number(found["first"])}
+    except (UserError, KeyError, TypeError):
+        return None

@@ -4,6 +4,7 @@ An arm says which rows a model is tuned on (original, refined in some dose, or n
 which learning rate. Every stage leaves a manifest and is not run again once it is finished.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from dgr_jax.data.files import write_traces
+from dgr_jax.data.files import read_traces, write_traces
 from dgr_jax.data.trace import Trace
-from dgr_jax.errors import UserError
+from dgr_jax.errors import UserError, foreign
 from dgr_jax.evaluation.items import Suite
 from dgr_jax.evaluation.run import evaluate
 from dgr_jax.evaluation.samples import Sample
@@ -218,7 +219,8 @@ class Study:
             record = read_json(stage.folder / "run.json")
             return record if "diverged" in record else record | measured(stage.folder, self._suites)
 
-        return hosts.from_writer(read)
+        with _own(stage.folder):
+            return hosts.from_writer(read)
 
     def _diagnosed(
         self, stage: Stage, target: Target, model_name: str, engine: Engine, model: Decoder, seed: int
@@ -249,8 +251,20 @@ class Study:
         return [Request(trace.id, trace.prompt, system=trace.system) for trace in rows]
 
 
+@contextlib.contextmanager
+def _own(folder: epath.Path) -> Iterator[None]:
+    """Around what takes a finished run's files for what was written."""
+    advice = f"delete {folder}, and run again"
+    with foreign(f"{folder}: its files are not what was written", advice):
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{error}; {advice}") from error
+
+
 def _traces(file: epath.Path) -> list[Trace]:
-    return [Trace(**row) for row in hosts.from_writer(lambda: read_json_lines(file))]
+    with _own(file.parent):
+        return [Trace(**row) for row in hosts.from_writer(lambda: [trace.to_dict() for trace in read_traces(file)])]
 
 
 def _in_words(run: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import runpy
+import shutil
 
 import pytest
 
@@ -83,6 +84,35 @@ def test_a_finished_study_runs_nothing_again(finished, monkeypatch):
     monkeypatch.setattr(study, "evaluate", fail)
     monkeypatch.setattr(target.Sampler, "generate", fail)
     assert Study(config, folder, say=lambda line: None).run() == results
+
+
+def test_what_became_of_a_finished_runs_files_is_noticed(finished, tmp_path):
+    config, folder, results = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    base = tmp_path / "copy" / "runs" / "tiny_base"
+
+    def again() -> dict:
+        return Study(config, tmp_path / "copy", say=lambda line: None).run()
+
+    shifts = sorted((tmp_path / "copy" / "shift").iterdir())
+    shifts[0].write_text(shifts[0].read_text()[:30])
+    shifts[1].write_text('{"value": 0.0}')
+    (base / "own_answers.jsonl").unlink()
+    assert again() == results  # these are measured again
+    for name, left, said in (
+        ("samples.jsonl", 7, "samples.jsonl lacks answers to 'tiny_harmful'"),
+        ("samples.jsonl", 0, "has no samples"),
+        ("run.json", 0, "not JSON"),
+        ("own_answers.jsonl", 0.5, "own_answers.jsonl:1: not JSON"),
+    ):
+        whole = (base / name).read_text()
+        lines = whole.splitlines(keepends=True)
+        (base / name).write_text(whole[:40] if left == 0.5 else "".join(lines[:left]))
+        with pytest.raises(UserError, match=re.escape(said)) as error:
+            again()
+        assert str(error.value).endswith(f"; delete {base}, and run again")
+        (base / name).write_text(whole)
+    assert again() == results
 
 
 def test_another_recipe_does_not_mix_with_finished_runs(finished):
