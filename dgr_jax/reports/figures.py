@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from etils import epath
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
 from dgr_jax.reports.palette import DARK, INK, MUTED, RULE
@@ -50,6 +51,14 @@ plt.rcParams.update(_STYLE)
 def panel(width: float = 4.6, height: float = 3.4) -> tuple[Any, Any]:
     """A figure of one panel, in inches, and its axes: narrow enough for a telephone."""
     return plt.subplots(figsize=(width, height), layout="constrained")
+
+
+def logarithmic(*sides: Any) -> None:
+    """Numbers as they are at the ticks of axes (`axis.xaxis`) that are logarithmic."""
+    for side in sides:
+        side.axes.set(**{f"{side.axis_name}scale": "log"})
+        side.set_major_formatter(StrMethodFormatter("{x:g}"))
+        side.set_minor_formatter(NullFormatter())
 
 
 def label_lines(axis: Any, ends: Mapping[str, tuple[float, float, str]]) -> None:

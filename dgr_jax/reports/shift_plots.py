@@ -8,7 +8,7 @@ from etils import epath
 
 from dgr_jax.dgr.shift import SPANS, InputScores, PairShift, Shift, matched_rows
 from dgr_jax.reports.document import Pictures
-from dgr_jax.reports.figures import label_lines, panel, save
+from dgr_jax.reports.figures import label_lines, logarithmic, panel, save
 from dgr_jax.reports.palette import COLOURS, MUTED, distinct
 
 _BINS = 40
@@ -87,7 +87,8 @@ def _by_position(found: Shift, span: str, colours: Mapping[str, str]) -> Any:
             middles, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.2, linewidth=0
         )
         ends[shift.name] = (middles[-1], means[-1].value, colour)
-    axis.set(xscale="log", xlabel="token of the span", ylabel="nats per token", title=span, ylim=(0, None))
+    logarithmic(axis.xaxis)
+    axis.set(xlabel="token of the span", ylabel="nats per token", title=span, ylim=(0, None))
     label_lines(axis, ends)
     return figure
 

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 from dgr_jax.dgr.filter import ACCEPTED, REJECT_REASONS
 from dgr_jax.reports.document import Pictures, slugs
-from dgr_jax.reports.figures import label_lines, panel, save
+from dgr_jax.reports.figures import label_lines, logarithmic, panel, save
 from dgr_jax.reports.palette import COLOURS, MUTED, distinct
 from dgr_jax.run.files import read_json_lines
 from dgr_jax.study.runs import RATES, grouped
@@ -261,7 +261,8 @@ def _curves(runs: Sequence[Mapping[str, Any]], colours: Mapping[str, str], folde
                 linewidth=0.9, label=None if run["kind"] in drawn else run["kind"],
             )  # fmt: skip
             drawn.add(run["kind"])
-    axis.set(xlabel="step", ylabel="loss, nats per token", yscale="log", xscale="log")
+    logarithmic(axis.xaxis, axis.yaxis)
+    axis.set(xlabel="step", ylabel="loss, nats per token")
     if not drawn:
         plt.close(figure)
         return

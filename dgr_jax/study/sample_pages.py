@@ -61,7 +61,8 @@ class SamplePages:
         for numbers in grouped(tuned, lambda n: self._arms[n]["kind"]).values():
             chosen = min(numbers, key=lambda n: (abs(solved[n] - half[self._arms[n]["model"]]), n))
             for kind, count in (("reasoning", 2), ("harmful", 1), ("benign", 1)):
-                for sample in self._failures[chosen].get(kind, [])[:count]:
+                failed = {sample["prompt"]: sample for sample in reversed(self._failures[chosen].get(kind, []))}
+                for sample in list(reversed(failed.values()))[:count]:  # of each prompt one
                     wrong = sample["reason"] if kind == "reasoning" else f"{_ANCHORS[kind].lower()}: {sample['grade']}"
                     rows.append([self._names[chosen], sample["prompt"], sample["output"], wrong])
         text = (

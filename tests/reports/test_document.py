@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
 from dgr_jax.reports.document import Table, aligned, slugs, write_document
-from dgr_jax.reports.figures import label_lines, panel, save
+from dgr_jax.reports.figures import label_lines, logarithmic, panel, save
 from dgr_jax.reports.palette import COLOURS, DARK, INK
 
 
@@ -63,6 +63,14 @@ def test_colours_follow_the_scheme(tmp_path):
     drawn = (epath.Path(tmp_path) / save(figure, epath.Path(tmp_path), "f.svg")).read_text()
     assert f"{{:root{{--c0:{DARK[INK]};" in drawn and COLOURS[0] not in drawn.split("</style>")[1]
     assert ">a line</text>" in drawn and ">$not{ a formula$ &lt;b&gt;</text>" in drawn and "<date>" not in drawn
+
+
+def test_logarithmic_axes_have_plain_numbers(tmp_path):
+    figure, axis = panel()
+    axis.plot([1, 1000], [0.01, 10])
+    logarithmic(axis.xaxis, axis.yaxis)
+    drawn = (tmp_path / save(figure, epath.Path(tmp_path), "f.svg")).read_text()
+    assert all(f">{number}</text>" in drawn for number in ("1", "10", "100", "0.01", "0.1")) and "$" not in drawn
 
 
 @settings(deadline=None)  # drawing takes its time
