@@ -1,17 +1,22 @@
 """Reports in a real browser: they fit, in light and dark, say nothing on the console, and their links are live."""
 
+from __future__ import annotations
+
 import itertools
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from dgr_jax.reports.words import points
 from dgr_jax.statistics import paired_difference
 from tests.study import made_up
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
 WIDTHS, SCHEMES = (390, 1280, 1920), ("light", "dark")
@@ -38,6 +43,8 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright  # here: `make test` collects this file without it
+
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started
