@@ -22,7 +22,8 @@ class CheckpointStore:
     """Numbered checkpoints of one run; a checkpoint is whole or absent.
 
     They are written in the background, by all hosts, each its share, into a folder that all of them see. What goes
-    wrong there is said at the next call.
+    wrong there is said at the next call. On a CPU, where nothing copies them out first, they are written before
+    `save` returns: a step meanwhile could not be calculated in place.
 
     Args:
       folder: local path or gs://; made if absent.
@@ -138,7 +139,9 @@ class CheckpointStore:
             for damaged in [other for other in self._damaged if other >= step]:  # Orbax saves nothing before these
                 self._manager.delete(damaged)
                 self._damaged.remove(damaged)
-            saved = self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            saved = self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(_alias, state)), metrics=metrics)
+            if any(device.platform == "cpu" for leaf in jax.tree.leaves(state) for device in leaf.devices()):
+                self._manager.wait_until_finished()
         if not saved:
             raise RuntimeError(f"Orbax did not save step {step} beside {self._manager.all_steps()}")
 
@@ -162,6 +165,12 @@ class CheckpointStore:
                     f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; choose another folder"
                 )
         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+
+def _alias(array: jax.Array) -> jax.Array:
+    """The same buffers as another array: what Orbax has read of it on a CPU stays with that one, and goes with it."""
+    shards = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards, dtype=array.dtype)
 
 
 def _not_from_threads(record: python_logging.LogRecord) -> bool:
