@@ -53,7 +53,7 @@ def training_sequences(
       benign_to_base: whether traces labelled benign are trained on by their divergence from the base.
 
     Raises:
-      UserError: a trace does not fit a row or the model; the message names it.
+      UserError: traces do not fit a row or the model; the message says how many, and names the longest.
     """
     sequences = []
     if benign_to_base and not any(trace.label == "benign" for trace in traces):
@@ -61,20 +61,24 @@ def training_sequences(
             '`benign_loss` is divergence, and no trace is labelled "benign"; label some, or take cross_entropy'
         )
     for trace in traces:
-        rendered = chat.render(trace)
-        length = len(rendered.token_ids)
-        if length > row_length:
-            raise UserError(
-                f"trace {trace.id!r} has {length} tokens, more than `row_length`={row_length}; raise it, or drop the "
-                "trace"
-            )
-        if max_positions is not None and length > max_positions:
-            raise UserError(
-                f"trace {trace.id!r} has {length} tokens, more than the model's {max_positions} positions; drop it"
-            )
-        sequence = TokenSequence.of_response(rendered)
+        sequence = TokenSequence.of_response(chat.render(trace))
         sequences.append(dataclasses.replace(sequence, to_base=benign_to_base and trace.label == "benign"))
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    _check_lengths(traces, lengths, row_length, "`row_length`={}", "set it to {} or more, or drop them")
+    if max_positions is not None:
+        _check_lengths(traces, lengths, max_positions, "the model's {} positions", "drop them")
     return sequences
+
+
+def _check_lengths(traces: Sequence[Trace], lengths: Sequence[int], most: int, what: str, advice: str) -> None:
+    longer = [length for length in lengths if length > most]
+    if longer:
+        longest = max(longer)
+        raise UserError(
+            f"{len(longer)} of {len(traces)} traces {'has' if len(longer) == 1 else 'have'} more tokens than "
+            f"{what.format(most)}; the longest, {traces[lengths.index(longest)].id!r}, has {longest}: "
+            f"{advice.format(longest)}"
+        )
 
 
 def held_out(sequences: Sequence[TokenSequence], recipe: Recipe) -> tuple[list[TokenSequence], list[TokenSequence]]:

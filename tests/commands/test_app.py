@@ -158,7 +158,7 @@ def test_errors_of_the_library_speak_of_flags(tmp_path, random_model, tiny_rows)
     said = one_error(call("score", **given, max_length=20))
     assert "tokens, more than --max_length=20; raise it, drop the trace, or set --on_long to truncate or roll" in said
     said = one_error(call("sft", "--config.row_length=20", **given | {"output": tmp_path / "sft"}))
-    assert "tokens, more than --config.row_length=20; raise it, or drop the trace" in said
+    assert "4 of 4 traces have more tokens than --config.row_length=20; the longest, " in said
 
 
 @pytest.mark.parametrize(("script", "flag"), [("score", "input"), ("refine", "input"), ("shift", "inputs")])

@@ -214,7 +214,7 @@ def test_what_lies_beyond_the_models_positions_is_refused_or_cut(random_model):
         list(Scorer(model, chat).score([long]))
     (cut,) = Scorer(model, chat, on_long="truncate").score([long], keep_tokens=True)
     assert cut.long == "truncate" and len(cut.prompt_token_ids) + len(cut.token_ids) == 40
-    with pytest.raises(UserError, match="more than the model's 40 positions; drop it"):
+    with pytest.raises(UserError, match="1 of 1 traces has more tokens than the model's 40 positions; .*: drop them"):
         training_sequences([long], chat, 512, 40)
     with pytest.raises(UserError, match="more than the model's 40 positions; drop it"):
         train(model, training_sequences([long], chat, 512), Recipe(row_length=512, steps=1))

@@ -226,9 +226,18 @@ def test_a_rate_that_explodes_is_an_error(random_model, sequences):
         tune(random_model, sequences, learning_rate=1e30, clip_norm=1e30, warmup_fraction=0.0)
 
 
-def test_a_trace_that_does_not_fit_is_named(random_model):
-    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than `row_length`=16"):
-        training_sequences(ROWS, ChatFormat.from_pretrained(random_model), 16)
+def test_how_many_traces_do_not_fit_and_what_would_hold_them(random_model):
+    chat = ChatFormat.from_pretrained(random_model)
+    lengths = sorted((len(chat.render(trace).token_ids), trace.id) for trace in ROWS)
+    longest, _ = lengths[-1]
+    with pytest.raises(UserError) as caught:
+        training_sequences(ROWS, chat, longest - 1)
+    number = sum(length == longest for length, _ in lengths)
+    assert str(caught.value).startswith(f"{number} of {len(ROWS)} traces ha")
+    assert f"has {longest}: set it to {longest} or more, or drop them" in str(caught.value)
+    with pytest.raises(UserError, match=f"^{len(ROWS)} of {len(ROWS)} traces have more tokens than `row_length`=16; "):
+        training_sequences(ROWS, chat, 16)
+    assert len(training_sequences(ROWS, chat, longest)) == len(ROWS)
 
 
 @pytest.mark.parametrize(
