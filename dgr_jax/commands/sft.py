@@ -51,6 +51,7 @@ def main(given: FlagValues) -> str:
     from dgr_jax.training.batches import training_sequences
     from dgr_jax.training.loop import train
     from dgr_jax.training.metrics import Boards
+    from dgr_jax.training.recipe import decisive
 
     def prepared() -> "tuple[Recipe, Inputs, pathlib.Path, ModelConfig, ChatFormat]":
         recipe = flags.recipe(given, seed=given.seed, compute_dtype=given.dtype or default_dtype())
@@ -63,7 +64,7 @@ def main(given: FlagValues) -> str:
     with Stage.open(
         given.output,
         "sft",
-        config={**dataclasses.asdict(recipe), "chat": chat.fingerprint},
+        config={**decisive(dataclasses.asdict(recipe)), "chat": chat.fingerprint},
         inputs={"traces": fingerprint_records(trace.to_dict() for trace in inputs.traces)},
         model=fingerprint_model(folder),
         seed=given.seed,

@@ -34,6 +34,7 @@ from dgr_jax.study.target import Machine, Target
 from dgr_jax.tiny_world.alignment import problem_suite, request_suite
 from dgr_jax.training.batches import training_sequences
 from dgr_jax.training.loop import DivergedError, train
+from dgr_jax.training.recipe import decisive
 
 
 class Study:
@@ -185,7 +186,7 @@ class Study:
     def _open(self, name: str, arm: Mapping[str, Any], rows: str, fingerprint: str, seed: int) -> Stage:
         config = {
             "arm": arm,
-            "recipe": dict(self.config["recipe"]),
+            "recipe": decisive(self.config["recipe"]),
             "decoding": dataclasses.asdict(self._decoding),
             "samples_per_item": self.config["samples_per_item"],
             "judge": self._judge.fingerprint,

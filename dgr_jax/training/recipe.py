@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
@@ -102,6 +103,14 @@ class Recipe:
         """Forward passes that a step's matmuls are worth, without what is computed twice: a backward pass is two, or
         one where weights get no gradient, and a divergence takes one of the base."""
         return 3 - bool(self.lora_rank) + (self.benign_loss == "divergence")
+
+
+def decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the weights depend on. How often they are saved is one of these only where the best of what was
+    saved is exported."""
+    return {
+        name: value for name, value in recipe.items() if name != "checkpoint_every" or recipe.get("export") == "best"
+    }
 
 
 _MOST = sys.float_info.max

@@ -147,6 +147,7 @@ def test_sft_again_says_the_same_and_touches_nothing(tuned):
     given, first = tuned
     before = files_in(given["output"])
     assert call_here("sft", **given) + "\n" == first.stdout
+    assert call_here("sft", **given | {"config.checkpoint_every": 0}) + "\n" == first.stdout
     with pytest.raises(UserError, match="config.steps was 2 and is now 3; choose another folder"):
         call_here("sft", **given | {"config.steps": 3})
     assert files_in(given["output"]) == before

@@ -27,7 +27,7 @@ from dgr_jax.training.batches import held_out, training_sequences
 from dgr_jax.training.checkpoints import CheckpointStore
 from dgr_jax.training.loop import train
 from dgr_jax.training.metrics import Boards, MetricsWriter
-from dgr_jax.training.recipe import Recipe
+from dgr_jax.training.recipe import Recipe, decisive
 from dgr_jax.training.watching import speed
 
 ROWS = safety_rows("r1_act", harmful=10, benign=5, seed=0)
@@ -57,6 +57,11 @@ def test_what_is_held_out_depends_on_the_seed_alone_and_is_not_trained_on(sequen
 def nll(model: Any, sequences: list[TokenSequence]) -> float:
     found = [scores.log_probs for scores in Scorer(model, None).score_sequences(sequences)]
     return -sum(float(x.sum()) for x in found) / sum(map(len, found))
+
+
+def test_how_often_to_save_is_compared_only_where_the_best_is_kept():
+    last, best = {"learning_rate": 1.0, "checkpoint_every": 3}, {"export": "best", "checkpoint_every": 3}
+    assert decisive(last) == {"learning_rate": 1.0} and decisive(best) == best
 
 
 def test_held_out_losses_are_the_scorers_and_the_best_weights_are_kept(tmp_path, monkeypatch, random_model, sequences):
