@@ -333,7 +333,7 @@ def test_values_that_a_recipe_or_a_source_cannot_have_are_named(finished, tiny_l
 def test_rows_that_do_not_fit_are_named_before_anything_runs(tiny_lrm, tmp_path):
     config = small_config(tiny_lrm)
     config["recipe"]["row_length"] = 24
-    with pytest.raises(UserError, match="trace 'r1_act-0-0' has .* tokens, more than `row_length`=24"):
+    with pytest.raises(UserError, match="6 of 6 traces have more tokens than `row_length`=24; the longest, 'r1_act-0-"):
         Study(config, tmp_path, say=lambda line: None).run()
     assert not (tmp_path / "runs").exists()
 
