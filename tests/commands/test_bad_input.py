@@ -101,9 +101,19 @@ def test_a_bad_model_is_named(tmp_path, random_model, tiny_rows, stage: str, kin
     assert files_in(tmp_path / "run").keys() <= {"manifest.json"}
 
 
-@pytest.mark.parametrize(("stage", "limit"), [("score", "max_length"), ("sft", "row_length")])
-def test_a_trace_that_is_too_long_is_named(tmp_path, random_model, tiny_rows, stage: str, limit: str):
-    with pytest.raises(UserError, match=rf"trace 'row 0' has \d+ tokens, more than `{limit}`=20; raise it, "):
+@pytest.mark.parametrize(
+    ("stage", "limit", "said"),
+    [
+        ("score", "max_length", r"trace 'row 0' has \d+ tokens, more than `max_length`=20; raise it, "),
+        (
+            "sft",
+            "row_length",
+            r"traces have more tokens than `row_length`=20; the longest, 'row \d', has \d+: set it to",
+        ),
+    ],
+)
+def test_a_trace_that_is_too_long_is_named(tmp_path, random_model, tiny_rows, stage: str, limit: str, said: str):
+    with pytest.raises(UserError, match=said):
         STAGES[stage](random_model, tiny_rows, tmp_path / "run", **{limit: 20})
     assert files_in(tmp_path / "run").keys() <= {"manifest.json"}
 
