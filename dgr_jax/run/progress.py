@@ -59,6 +59,10 @@ class Progress(tqdm.tqdm):
             found["rate"] = found["n"] / running
         return found
 
+    def __str__(self) -> str:
+        """As tqdm says it, but "26.95 s/step" for its "26.95s/ steps"."""
+        return super().__str__().replace(f"s/{self.unit}", f" s/{self.unit.strip().removesuffix('s')}")
+
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Draws the bar, or writes it as a line of a log; an empty `msg` clears it, which a log cannot."""
         if self._on_terminal:

@@ -35,6 +35,14 @@ def test_a_log_gets_a_line_every_30_seconds(clock: types.SimpleNamespace):
     assert "00:30<02:50" in lines[0]
 
 
+def test_slow_units_are_told_in_seconds_each(clock: types.SimpleNamespace):
+    log = io.StringIO()
+    with Progress("sft", 9, "steps", stream=log) as shown:
+        clock.seconds += 60
+        shown.advance(3)
+    assert log.getvalue().rstrip().endswith("[01:00<02:00, 20.00 s/step]")
+
+
 def test_a_quick_run_leaves_a_log_clean(clock: types.SimpleNamespace):
     log = io.StringIO()
     with Progress("score", 3, stream=log) as shown:
