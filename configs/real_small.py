@@ -43,8 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "DGR of 4": REWRITE | {"attempts": 4},
                 "self-written": REWRITE | {"template": f"{ASSETS}/self_written_prompt.txt", "on_reject": "drop"},
             },
-            # Checkpoints of this model take 14 GB of memory beside the 10 of training, on a machine of 24.
-            "recipe": {"epochs": 2, "batch_size": 8, "row_length": 1024, "checkpoint_every": 0, "remat": "none"},
+            "recipe": {"epochs": 2, "batch_size": 8, "row_length": 1024, "checkpoint_every": 20, "remat": "none"},
             "defaults": {"source": ["direct_refusal"], "benign": [True], "seed": [0], "dose": [1.0]},
             "grids": (  # in the order of what they tell, for a study that is stopped early
                 {"dose": [0.0, 1.0], "learning_rate": [MIDDLE]},
