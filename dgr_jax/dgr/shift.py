@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from dgr_jax.errors import UserError
+from dgr_jax.run.files import told_apart
 from dgr_jax.statistics import Interval, bootstrap_ratio, bootstrap_ratio_difference
 
 SPANS = ("response", "reasoning", "answer")
@@ -311,12 +312,6 @@ def input_names(sources: Sequence[str]) -> dict[str, str]:
     """
     if not sources:
         raise UserError("`inputs` names no sources; give one or more, separated by commas")
-    names: dict[str, str] = {}
-    for source in sources:
-        place = pathlib.PurePosixPath(source.rstrip("/").split(":")[-1])
-        name = stem = re.sub(r"[^\w-]+", "_", place.stem).strip("_") or "input"
-        number = 2
-        while name in names:
-            name, number = f"{stem}_{number}", number + 1
-        names[name] = source
-    return names
+    stems = [pathlib.PurePosixPath(source.rstrip("/").split(":")[-1]).stem for source in sources]
+    names = told_apart(re.sub(r"[^\w-]+", "_", stem).strip("_") or "input" for stem in stems)
+    return dict(zip(names, sources, strict=True))

@@ -17,7 +17,7 @@ from etils import epath
 
 from dgr_jax import ASSETS
 from dgr_jax.reports.palette import DARK
-from dgr_jax.run.files import write_text
+from dgr_jax.run.files import told_apart, write_text
 
 _PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -70,16 +70,9 @@ def slug(title: str) -> str:
 
 
 def slugs(titles: Iterable[str]) -> dict[str, str]:
-    """The same of several titles, told apart by a number where two would be the same."""
-    found: dict[str, str] = {}
-    for title in titles:
-        name = short = slug(title)
-        number = 1
-        while name in found.values():
-            number += 1
-            name = f"{short}_{number}"
-        found[title] = name
-    return found
+    """The same of several titles, told apart."""
+    each = list(dict.fromkeys(titles))
+    return dict(zip(each, told_apart(map(slug, each)), strict=True))
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

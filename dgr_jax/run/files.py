@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -180,6 +181,18 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def write_json_lines(path: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object per line as `write_text` does."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Names of files, with a number where one has been before: "a", "b", "a_2"."""
+    found: dict[str, None] = {}
+    for name in names:
+        numbers = itertools.count(2)
+        free = name
+        while free in found:
+            free = f"{name}_{next(numbers)}"
+        found[free] = None
+    return list(found)
 
 
 def read_text(path: epath.PathLike, what: str = "") -> str:
