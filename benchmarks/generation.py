@@ -33,7 +33,6 @@ flags.DEFINE_integer("tokens", 33, "New tokens of each row.", lower_bound=2)
 FLAGS = flags.FLAGS
 TEMPERATURE, TOP_P = 0.6, 0.95
 _COLUMNS = ("rows", "contender", "tokens/s", "a step", "times transformers", "of roof", "peak MiB", "same tokens")
-_DIED = "the process died; most likely out of memory"
 
 
 def prompts_of(case: str, V: int) -> np.ndarray:
@@ -165,7 +164,7 @@ def measure(folder: str) -> Iterator[dict[str, Any]]:
         for name, found in timed.items():
             row: dict[str, Any] = {"case": case, "contender": name}
             if not found:
-                yield row | {"failure": _DIED}
+                yield row | {"failure": workers.DIED}
                 continue
             steps = [(x["all"] - x["first"]) / (FLAGS.tokens - 1) for x in found]
             step = float(np.median(steps))
@@ -208,7 +207,7 @@ def main(_: list[str]) -> None:
     packages = ("jax", "jaxlib", "torch", "transformers", "xllamacpp")
     found = record.measured_here(f"Generation, {workers.model_name()}, {dtype}", rows, packages)
     record.publish(found, record.table(_COLUMNS, cells(rows)), f"generation_{workers.model_name()}", FLAGS.output)
-    sys.exit(any(row.get("failure") == _DIED for row in rows if row["contender"] == "dgr_jax"))
+    sys.exit(any(row.get("failure") == workers.DIED for row in rows if row["contender"] == "dgr_jax"))
 
 
 if __name__ == "__main__":

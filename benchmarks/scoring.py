@@ -216,7 +216,7 @@ def measure(folder: str) -> list[dict[str, Any]]:
                 continue
             row: dict[str, Any] = {"case": case, "contender": name, "tokens": tokens}
             if not timed[name]:
-                rows.append(row | {"failure": "the process died; most likely out of memory"})
+                rows.append(row | {"failure": workers.DIED})
                 continue
             seconds = workers.median(timed[name])
             useful = flops(config, requests, shared=name == "dgr_jax")

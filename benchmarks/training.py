@@ -111,7 +111,7 @@ def measure(folder: str) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"case": case, "contender": name, "tokens": tokens}
             begun = first[name]
             if not found or begun is None:
-                yield row | {"failure": "the process died; most likely out of memory"}
+                yield row | {"failure": workers.DIED}
                 continue
             seconds = workers.median(found)
             yield row | {

@@ -20,6 +20,7 @@ from absl import flags
 from dgr_jax.models.config import ModelConfig
 
 HERE = pathlib.Path(__file__).parent
+DIED = "the process died; most likely out of memory"
 MODELS = {
     "tiny": ModelConfig("qwen3", 2048, 64, 128, 2, 4, 2, 16, qk_norm=True, tie_embeddings=True),  # for CI
     "103m": ModelConfig("qwen3", 151_936, 512, 1536, 8, 8, 4, 64, qk_norm=True, tie_embeddings=True),
